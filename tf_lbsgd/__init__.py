@@ -1,0 +1,35 @@
+"""Large-minibatch synchronous SGD in TensorFlow and Keras 3, exact on any number of workers.
+
+    import tf_lbsgd as lbsgd
+
+    strategy = lbsgd.create_strategy()
+    with strategy.scope():
+        model = lbsgd.DataParallelModel(inputs, outputs)  # the one line to change
+        model.compile(...)
+    model.fit(...)
+"""
+
+from tf_lbsgd.cluster import Cluster
+from tf_lbsgd.recipe import Recipe
+
+# Names that need TensorFlow are imported when first used: the binaries decide where its start-up
+# chatter goes before it starts.
+_MODULES = {
+    "BatchNormalization": "tf_lbsgd.layers",
+    "DataParallelModel": "tf_lbsgd.trainer",
+    "MomentumSGD": "tf_lbsgd.optimizers",
+    "MultiWorkerTrainer": "tf_lbsgd.trainer",
+    "WarmupPiecewiseConstantDecay": "tf_lbsgd.schedules",
+    "create_strategy": "tf_lbsgd.distribution",
+    "resnet": "tf_lbsgd.models",
+}
+
+__all__ = ["Cluster", "Recipe", *_MODULES]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_MODULES[name]), name)

@@ -1,0 +1,45 @@
+"""The progress bar of a run."""
+
+import sys
+from typing import Any
+
+import keras
+from tqdm import tqdm
+
+from tf_lbsgd.callbacks.training_position import TrainingPosition
+
+
+class ProgressBar(keras.callbacks.Callback):
+    """One bar an epoch, on a terminal only; it gives way to the epoch's row when done.
+
+    Args:
+        position: Where in the run we are.
+        epochs: Epochs of the run.
+    """
+
+    def __init__(self, position: TrainingPosition, epochs: int) -> None:
+        super().__init__()
+        self._position = position
+        self._epochs = epochs
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Opens the bar."""
+        self._bar = tqdm(
+            desc=f"epoch {epoch + 1}/{self._epochs}",
+            total=self._position.steps_per_epoch,
+            initial=self._position.step_in_epoch,
+            unit="step",
+            leave=False,
+            file=sys.stdout,
+            disable=not sys.stdout.isatty(),
+        )
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Moves the bar."""
+        error = 100 * (1 - logs["top_1_accuracy"])
+        self._bar.set_postfix_str(f"loss {logs['loss']:.4f}, error {error:.1f} %", refresh=False)
+        self._bar.update()
+
+    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Closes the bar: the epoch's steps are done."""
+        self._bar.close()

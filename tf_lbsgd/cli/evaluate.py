@@ -1,0 +1,37 @@
+"""Evaluates the newest checkpoint of a run on every validation image.
+
+    python -m tf_lbsgd.cli.evaluate --run_dir=runs/quickstart
+"""
+
+from tf_lbsgd.cli import flag_definitions, process
+from tf_lbsgd.cluster import Cluster
+from tf_lbsgd.run_folder import RunFolder
+
+
+def main(_: list[str]) -> None:
+    """Calls `run_evaluation` and prints what it returns."""
+    process.end_with_launcher()
+    run_folder = RunFolder(flag_definitions.require_run_dir())
+    run_folder.read_recipe()
+    cluster = Cluster.from_environment()
+    process.send_standard_error_to(run_folder.log(cluster.task_index))
+
+    from tf_lbsgd.training import run_evaluation  # TensorFlow's chatter goes to the log
+
+    result = run_evaluation(run_folder.path, cluster, flag_definitions.run_options_from_flags())
+    if cluster.is_chief:
+        print(
+            f"Validation top-1 error: {result['validation_top_1_error']:.4f} % "
+            f"of {result['validation_images']} images, loss {result['validation_loss']:.6f}, "
+            f"after step {result['step']} of {run_folder.path}"
+        )
+
+
+def run() -> None:
+    """Entry point of `lbsgd-evaluate`."""
+    flag_definitions.define_place_flags()
+    process.run_binary(main)
+
+
+if __name__ == "__main__":
+    run()

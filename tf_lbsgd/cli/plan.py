@@ -1,0 +1,49 @@
+"""Prints what a recipe would do, and starts nothing.
+
+    python -m tf_lbsgd.cli.plan --flagfile=flags/quickstart.flags --num_replicas=2 [--json]
+    python -m tf_lbsgd.cli.plan --flagfile=flags/resnet50_imagenet_8k.flags --num_replicas=256 \
+        --num_train_examples=1281167
+"""
+
+import json
+
+from absl import flags
+
+from tf_lbsgd.cli import flag_definitions, process
+from tf_lbsgd.recipe import Plan
+
+_JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead of a table.")
+_NUM_REPLICAS = flags.DEFINE_integer("num_replicas", 1, "Devices that share a step.")
+_NUM_TRAIN_EXAMPLES = flags.DEFINE_integer(
+    "num_train_examples", None, "Training images, where the data are not on this machine."
+)
+
+
+def main(_: list[str]) -> None:
+    """Prints the plan of the flags' recipe."""
+    recipe = flag_definitions.recipe_from_flags()
+    num_train_examples = _NUM_TRAIN_EXAMPLES.value
+    if num_train_examples is None:
+        process.silence_tensorflow()
+        from tf_lbsgd.input_pipeline import open_source
+
+        source = open_source(
+            recipe.dataset,
+            data_dir=flags.FLAGS.data_dir,
+            image_size=recipe.image_size,
+            split="train",
+        )
+        num_train_examples = source.num_examples
+    plan = Plan(recipe, num_train_examples, _NUM_REPLICAS.value)
+    print(json.dumps(plan.to_json()) if _JSON.value else plan.describe())
+
+
+def run() -> None:
+    """Entry point of `lbsgd-plan`."""
+    flag_definitions.define_recipe_flags()
+    flag_definitions.define_place_flags()
+    process.run_binary(main)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,46 @@
+"""Trains a recipe: this process is one worker, or the only one.
+
+    python -m tf_lbsgd.cli.train --flagfile=flags/quickstart.flags --run_dir=runs/quickstart
+
+With TF_CONFIG (or under SLURM) it is one worker of a cluster; start the same command on every
+worker. `python -m tf_lbsgd.cli.launch` does so for several workers on one machine.
+"""
+
+from tf_lbsgd.cli import flag_definitions, process
+from tf_lbsgd.cluster import Cluster
+from tf_lbsgd.run_folder import RunFolder
+
+
+def main(_: list[str]) -> None:
+    """Builds recipe and cluster, and calls `run_training`."""
+    process.end_with_launcher()
+    recipe = flag_definitions.recipe_from_flags()
+    run_folder = RunFolder(flag_definitions.require_run_dir())
+    run_folder.check(recipe)
+    cluster = Cluster.from_environment()
+    process.send_standard_error_to(run_folder.log(cluster.task_index))
+
+    from tf_lbsgd.training import run_training  # TensorFlow's chatter goes to the log
+
+    result = run_training(
+        recipe, cluster, run_folder.path, flag_definitions.run_options_from_flags()
+    )
+    if cluster.is_chief:
+        print(
+            f"\nValidation top-1 error: {result['validation_top_1_error']:.2f} % "
+            f"(median of the last 5 epochs), {result['images_per_second']:.0f} images/s\n"
+            f"Results:     {run_folder.path}\n"
+            f"TensorBoard: tensorboard --logdir={run_folder.tensorboard}"
+        )
+
+
+def run() -> None:
+    """Entry point of `lbsgd-train`."""
+    flag_definitions.define_recipe_flags()
+    flag_definitions.define_place_flags()
+    flag_definitions.define_speed_flags()
+    process.run_binary(main)
+
+
+if __name__ == "__main__":
+    run()

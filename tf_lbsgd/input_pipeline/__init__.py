@@ -1,0 +1,23 @@
+"""Batches whose order, grouping and augmentation follow from the seed, whatever the number of
+workers.
+
+Read `order` first: which sample is read at which step. `sources` says what a source is,
+`augmentation` what happens to an image, `pipeline` puts them together.
+"""
+
+from tf_lbsgd.input_pipeline.augmentation import AUGMENTATIONS
+from tf_lbsgd.input_pipeline.dataset_names import open_source
+from tf_lbsgd.input_pipeline.order import evaluation_ids, evaluation_steps, training_ids
+from tf_lbsgd.input_pipeline.pipeline import evaluation_dataset, training_dataset
+from tf_lbsgd.input_pipeline.sources import Source
+
+__all__ = [
+    "AUGMENTATIONS",
+    "Source",
+    "evaluation_dataset",
+    "evaluation_ids",
+    "evaluation_steps",
+    "open_source",
+    "training_dataset",
+    "training_ids",
+]

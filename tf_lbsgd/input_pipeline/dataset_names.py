@@ -1,0 +1,82 @@
+"""Opens a source by the name that --dataset takes."""
+
+import pathlib
+import re
+from typing import Literal
+
+from tf_lbsgd.input_pipeline.array_source import ArraySource
+from tf_lbsgd.input_pipeline.image_folder import ImageFolder
+from tf_lbsgd.input_pipeline.sources import Source
+from tf_lbsgd.input_pipeline.synthetic_source import SyntheticSource
+
+Split = Literal["train", "validation"]
+
+_KNOWN_FORMS = "fashion_mnist_10k, folder:PATH, synthetic:HxWxC[xCLASSES[xCOUNT]]"
+_DEFAULT_FOLDER_IMAGE_SIZE = 224
+_SYNTHETIC_DEFAULTS = [10, 10_000]  # CLASSES, COUNT
+_SYNTHETIC_TRAIN_TO_VALIDATION = 5  # training images for each validation image
+
+
+def open_source(dataset: str, data_dir: str | None, image_size: int | None, split: Split) -> Source:
+    """Opens one split of a data set.
+
+    Args:
+      dataset: One of
+        "fashion_mnist_10k": bundled, 10,000 training and 2,000 validation images, 28 x 28 x 1;
+        "folder:PATH": PATH/train/CLASS/*.jpg, PATH/validation (or val, test)/CLASS/*.jpg, delivered as RGB;
+        "synthetic:HxWxC[xCLASSES[xCOUNT]]": made from ids; 10 classes and 10,000 images unless given, and a fifth
+        as many to validate.
+      data_dir: Where a relative PATH starts; None is the working folder.
+      image_size: Side of the images in pixels. Only a folder's images are resized (None: 224); for
+        the others None, or the size that they have.
+      split: "train" or "validation".
+
+    Returns:
+      The source. No TensorFlow operation has run.
+
+    Raises:
+      ValueError: if the name, the split, the size or the files are not as above.
+    """
+    if split not in ("train", "validation"):
+        raise ValueError(f"Received: split={split!r}. Expected: 'train' or 'validation'.")
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"Received: image_size={image_size}. Expected: at least 1 pixel, or None.")
+    form, _, argument = dataset.partition(":")
+    if form == "folder":
+        path = _folder_path(argument, data_dir)
+        return ImageFolder(path, split, image_size or _DEFAULT_FOLDER_IMAGE_SIZE)
+    if dataset == "fashion_mnist_10k":
+        source = ArraySource.fashion_mnist_10k(split)
+    elif form == "synthetic":
+        source = _open_synthetic(dataset, split)
+    else:
+        raise ValueError(f"Unknown data set. Received: {dataset!r}. Expected: {_KNOWN_FORMS}.")
+    _check_image_size(dataset, source, image_size)
+    return source
+
+
+def _folder_path(argument: str, data_dir: str | None) -> str:
+    if not argument:
+        raise ValueError("Received: 'folder:' without a path. Expected: folder:PATH.")
+    return str(pathlib.Path(data_dir or "").expanduser() / pathlib.Path(argument).expanduser())
+
+
+def _open_synthetic(dataset: str, split: Split) -> SyntheticSource:
+    if not re.fullmatch(r"synthetic:[1-9]\d*(x[1-9]\d*){2,4}", dataset):
+        raise ValueError(
+            f"Received: {dataset!r}. Expected: synthetic:HxWxC[xCLASSES[xCOUNT]], whole numbers above 0, "
+            "for example synthetic:32x32x3 or synthetic:224x224x3x1000x50000."
+        )
+    numbers = [int(number) for number in dataset.removeprefix("synthetic:").split("x")]
+    height, width, channels, num_classes, count = numbers + _SYNTHETIC_DEFAULTS[len(numbers) - 3 :]
+    num_examples = count if split == "train" else max(1, count // _SYNTHETIC_TRAIN_TO_VALIDATION)
+    return SyntheticSource((height, width, channels), num_classes, num_examples, split)
+
+
+def _check_image_size(dataset: str, source: Source, image_size: int | None) -> None:
+    height, width, _ = source.image_shape
+    if image_size is not None and (height, width) != (image_size, image_size):
+        raise ValueError(
+            f"The images of {dataset} are not resized. Received: image_size={image_size}. "
+            f"Expected: none, for their own {height} x {width} pixels."
+        )

@@ -1,0 +1,105 @@
+"""From a source to the batches that a worker's replicas take."""
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from tf_lbsgd.input_pipeline.augmentation import AUGMENTATIONS
+from tf_lbsgd.input_pipeline.order import evaluation_ids, training_ids
+from tf_lbsgd.input_pipeline.sources import Source
+
+_STEPS_AHEAD = 2
+
+
+def training_dataset(
+    source: Source,
+    *,
+    global_batch_size: int,
+    num_replicas: int,
+    replica_ids: Sequence[int],
+    seed: int,
+    augmentation: str,
+    start_step: int = 0,
+    num_threads: int | None = None,
+) -> tf.data.Dataset:
+    """The training batches of this worker's replicas; over all replicas they do not depend on
+    num_replicas.
+
+    Which samples they are: `order.training_ids` with the same arguments.
+
+    Args:
+      source: The training split.
+      global_batch_size: kn, images a step over all replicas.
+      num_replicas: R, replicas of the whole cluster; divides global_batch_size.
+      replica_ids: The replicas of this worker, in the order in which they take elements.
+      seed: The run's seed; order and crops follow from it.
+      augmentation: "none", "pad_crop" or "random_resized_crop".
+      start_step: Global step (counted from the start of training) of the first batch.
+      num_threads: Threads of a pool of its own; None shares TensorFlow's.
+
+    Returns:
+      Infinite dataset of (images uint8 [kn / R, height, width, channels], one-hot labels float32
+      [kn / R, num_classes]), shapes static: for each step one element a local replica.
+
+    Raises:
+      ValueError: if augmentation is unknown, R does not divide kn, or an epoch holds less than kn
+        images.
+    """
+    if augmentation not in AUGMENTATIONS:
+        raise ValueError(
+            f"Received: augmentation={augmentation!r}. Expected: one of {', '.join(AUGMENTATIONS)}."
+        )
+    ids = training_ids(
+        source.num_examples, global_batch_size, num_replicas, replica_ids, seed, start_step
+    )
+    batches = source.batches(ids, augmentation=augmentation, seed=seed)
+    return _to_device(batches, source.num_classes, len(replica_ids), num_threads)
+
+
+def evaluation_dataset(
+    source: Source,
+    *,
+    evaluation_batch_size: int,
+    num_replicas: int,
+    replica_ids: Sequence[int],
+    num_threads: int | None = None,
+) -> tf.data.Dataset:
+    """The validation batches of this worker's replicas, every image once a pass, pass after pass.
+
+    A pass is `order.evaluation_steps(source.num_examples, evaluation_batch_size)` elements for each
+    local replica; which samples they are: `order.evaluation_ids` with the same arguments.
+
+    Args:
+      source: The validation split.
+      evaluation_batch_size: Images a step over all replicas; num_replicas need not divide it.
+      num_replicas: R, replicas of the whole cluster.
+      replica_ids: The replicas of this worker, in the order in which they take elements.
+      num_threads: Threads of a pool of its own; None shares TensorFlow's.
+
+    Returns:
+      Infinite dataset of (images uint8 [None, height, width, channels], one-hot labels float32
+      [None, num_classes]); in the last step of a pass the batch may be short or empty.
+
+    Raises:
+      ValueError: if a replica id is out of range or evaluation_batch_size is not positive.
+    """
+    ids = evaluation_ids(source.num_examples, evaluation_batch_size, num_replicas, replica_ids)
+    batches = source.batches(ids, augmentation="none", seed=0)
+    return _to_device(batches, source.num_classes, len(replica_ids), num_threads)
+
+
+def _to_device(
+    batches: tf.data.Dataset, num_classes: int, num_local_replicas: int, num_threads: int | None
+) -> tf.data.Dataset:
+    """One-hot labels, read-ahead, and the options that keep order and sharding in our hands."""
+    options = tf.data.Options()
+    options.deterministic = True
+    # The ids are divided among the workers already; tf.distribute must not divide them again.
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    if num_threads is not None:
+        options.threading.private_threadpool_size = num_threads
+    return (
+        batches.map(lambda images, labels: (images, tf.one_hot(labels, num_classes)))
+        .prefetch(_STEPS_AHEAD * num_local_replicas)
+        .with_options(options)
+    )

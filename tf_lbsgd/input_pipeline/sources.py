@@ -1,0 +1,66 @@
+"""What a source of labelled images is. One file a kind of source; `dataset_names` opens them by
+name."""
+
+import abc
+from collections.abc import Callable
+
+import tensorflow as tf
+
+BatchLoader = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+
+# One batch is loaded while the next one is finished and taken. The work inside a batch is parallel
+# where it is heavy (image files), so more batches at once would cost memory only: with one replica
+# and gradient accumulation a batch may be 8192 images of 150 kB.
+_BATCHES_AT_ONCE = 2
+
+
+class Source(abc.ABC):
+    """Labelled images that are found by sample id.
+
+    To open a source runs no TensorFlow operation: a program may do so before it creates its
+    tf.distribute strategy, which must come before TensorFlow starts.
+
+    Attributes:
+      num_examples: Images in the split; sample ids are [0, num_examples).
+      image_shape: (height, width, channels) of the images as delivered.
+      class_names: One a label.
+    """
+
+    num_examples: int
+    image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+
+    @property
+    def num_classes(self) -> int:
+        """Labels are [0, num_classes)."""
+        return len(self.class_names)
+
+    @abc.abstractmethod
+    def batch_loader(self, *, augmentation: str, seed: int) -> BatchLoader:
+        """Builds the graph function that loads one batch.
+
+        Args:
+          augmentation: One of augmentation.AUGMENTATIONS; "none" is the evaluation crop.
+          seed: The run's seed.
+
+        Returns:
+          A function of (epoch int64 [], ids int64 [m]) to (images uint8 [m, *image_shape], labels
+          int32 [m]), traceable in Dataset.map, that depends on nothing else; m may be zero.
+        """
+
+    def batches(self, ids: tf.data.Dataset, *, augmentation: str, seed: int) -> tf.data.Dataset:
+        """Loads batches in the order of `ids`.
+
+        Args:
+          ids: Dataset of (epoch int64 [], ids int64 [m]), as `order` makes it; m may vary and be
+            zero.
+          augmentation: One of augmentation.AUGMENTATIONS.
+          seed: The run's seed.
+
+        Returns:
+          Dataset of (images uint8 [m, *image_shape], labels int32 [m]), of the cardinality of
+          `ids`.
+        """
+        with tf.device("CPU"):  # arrays and paths that the loader keeps stay on the host
+            load = self.batch_loader(augmentation=augmentation, seed=seed)
+        return ids.map(load, num_parallel_calls=_BATCHES_AT_ONCE, deterministic=True)

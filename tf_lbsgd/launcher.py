@@ -1,0 +1,151 @@
+"""Several workers on this machine: starts them, watches them, ends them all together.
+
+Each worker gets its own TF_CONFIG, its share of the cores and GPUs, and its own log. When one
+fails the others would wait for it for ever (collectives have no timeout), so all are ended.
+"""
+
+import contextlib
+import dataclasses
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from tf_lbsgd.cluster import Cluster
+
+_POLL_SECS = 0.1
+# When one worker dies its peers fail within about a second of it; what the first says matters.
+_GRACE_SECS = 10.0
+_LOG_TAIL_LINES = 20
+
+
+class WorkerFailed(RuntimeError):
+    """A worker ended with an error; the message has the end of its log.
+
+    Attributes:
+        status: Its exit status; negative: the signal that ended it.
+    """
+
+    def __init__(self, task_index: int, status: int, log: Path) -> None:
+        self.status = status
+        lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+        how = f"was killed by signal {-status}" if status < 0 else f"exited with status {status}"
+        tail = "\n".join(f"  | {line}" for line in lines[-_LOG_TAIL_LINES:])
+        super().__init__(f"Worker {task_index} {how}. The end of {log}:\n{tail}")
+
+
+@dataclasses.dataclass
+class LocalWorkers:
+    """Worker processes of one cluster on this machine, for a `with` block.
+
+    Leaving the block, however it is left, ends every process that is still there.
+
+    Attributes:
+        command: Program and arguments, the same for all workers.
+        num_workers: How many; at least 1.
+        logs: One path a worker; the workers' standard output but the chief's goes there.
+        environment: Added to this process' environment.
+    """
+
+    command: Sequence[str]
+    logs: Sequence[Path]
+    environment: dict[str, str]
+
+    def __enter__(self) -> "LocalWorkers":
+        self._processes: list[subprocess.Popen[bytes]] = []
+        addresses = tuple(f"localhost:{port}" for port in free_ports(len(self.logs)))
+        for task_index, log in enumerate(self.logs):
+            cluster = Cluster(workers=addresses, task_index=task_index)
+            self._processes.append(self._start(cluster, log))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _end_processes(self._processes)
+
+    def wait(self) -> None:
+        """Returns when all workers are done.
+
+        Raises:
+            WorkerFailed: for the first worker that ended with an error.
+        """
+        running = dict(enumerate(self._processes))
+        while running:
+            for task_index, process in list(running.items()):
+                status = process.poll()
+                if status:
+                    raise WorkerFailed(task_index, status, self.logs[task_index])
+                if status == 0:
+                    del running[task_index]
+            time.sleep(_POLL_SECS)
+
+    def _start(self, cluster: Cluster, log: Path) -> "subprocess.Popen[bytes]":
+        log.parent.mkdir(parents=True, exist_ok=True)
+        environment = {
+            **os.environ,
+            **_share_of_machine(cluster.task_index, len(self.logs)),
+            **self.environment,
+        }
+        environment.pop("TF_CONFIG", None)
+        if cluster.is_multi_worker:
+            environment["TF_CONFIG"] = cluster.to_tf_config()
+        with log.open("ab") as file:
+            return subprocess.Popen(
+                self.command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=None if cluster.is_chief else file,
+                start_new_session=True,  # Ctrl-C reaches the launcher alone, which ends them
+            )
+
+
+def free_ports(count: int) -> list[int]:
+    """Returns ports that are free now on the loopback interface, all different."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for sock in sockets:
+            sock.bind(("localhost", 0))
+        return [sock.getsockname()[1] for sock in sockets]
+
+
+def worker_command(module: str, arguments: Sequence[str]) -> list[str]:
+    """Returns the command that runs a module of this package with this Python."""
+    return [sys.executable, "-m", module, *arguments]
+
+
+def _share_of_machine(task_index: int, num_workers: int) -> dict[str, str]:
+    threads = str(max(1, len(os.sched_getaffinity(0)) // num_workers))
+    share = {
+        "TF_NUM_INTRAOP_THREADS": threads,
+        "TF_NUM_INTEROP_THREADS": threads,
+        "OMP_NUM_THREADS": threads,
+    }
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible and num_workers > 1:
+        gpus = visible.split(",")
+        per_worker = len(gpus) // num_workers
+        mine = gpus[task_index * per_worker : (task_index + 1) * per_worker]
+        share["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
+    return share
+
+
+def _end_processes(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
+    """Asks, waits, then kills; children of the workers included."""
+    trees = []
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            worker = psutil.Process(process.pid)
+            trees += [worker, *worker.children(recursive=True)]
+    for member in trees:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.terminate()
+    _, alive = psutil.wait_procs(trees, timeout=_GRACE_SECS)
+    for member in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    for process in processes:
+        process.wait()

@@ -1,0 +1,112 @@
+"""The run folder: what a run was asked to do, what it did, and what came out.
+
+    recipe.json      the recipe, written before step 1
+    metrics.jsonl    one object an epoch
+    result.json      the outcome, written last: its presence means the run is complete
+    checkpoints/     see `tf_lbsgd.checkpoints`
+    tensorboard/     scalars, from the chief
+    logs/            worker-I.log, standard error of worker I
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from tf_lbsgd.recipe import Recipe
+
+
+class RunFolder:
+    """Paths and files of one run; all workers may read, only the chief writes.
+
+    Args:
+        path: The folder; created by `claim`.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self.tensorboard = self.path / "tensorboard"
+        self.logs = self.path / "logs"
+        self._recipe = self.path / "recipe.json"
+        self._metrics = self.path / "metrics.jsonl"
+        self._result = self.path / "result.json"
+
+    def check(self, recipe: Recipe) -> None:
+        """Refuses a folder that belongs to another recipe.
+
+        Raises:
+            ValueError: names the fields that differ, or the file that blocks the path.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(
+                f"The run folder is not a folder. Received: run_dir={self.path} "
+                "Expected: a folder, or a path where one can be made."
+            )
+        if not self._recipe.exists():
+            return
+        differences = recipe.differences(self.read_recipe())
+        if differences:
+            raise ValueError(
+                f"The run folder {self.path} holds a run of another recipe. Received:\n  "
+                + "\n  ".join(differences)
+                + "\nExpected: the same recipe, which continues that run, or another --run_dir."
+            )
+
+    def claim(self, recipe: Recipe) -> None:
+        """Makes the folder and writes `recipe.json`, once."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not self._recipe.exists():
+            _write_json(self._recipe, recipe.to_json())
+
+    def read_recipe(self) -> Recipe:
+        """Returns the recipe of the run.
+
+        Raises:
+            ValueError: there is no run in this folder.
+        """
+        if not self._recipe.exists():
+            raise ValueError(
+                f"No run in this folder. Received: run_dir={self.path} "
+                "Expected: a folder that holds recipe.json, made by tf_lbsgd.cli.train."
+            )
+        return Recipe.from_json(json.loads(self._recipe.read_text()))
+
+    def log(self, task_index: int) -> Path:
+        """Returns the path of a worker's log file."""
+        return self.logs / f"worker-{task_index}.log"
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Returns one object for each epoch recorded so far, in order."""
+        if not self._metrics.exists():
+            return []
+        return [json.loads(line) for line in self._metrics.read_text().splitlines()]
+
+    def append_metrics(self, epoch_metrics: dict[str, Any]) -> None:
+        """Adds the object of one epoch to `metrics.jsonl`."""
+        with self._metrics.open("a") as file:
+            file.write(json.dumps(epoch_metrics) + "\n")
+
+    def keep_metrics_before(self, epoch: int) -> None:
+        """Drops epochs that are about to be run again after a resume."""
+        kept = [m for m in self.read_metrics() if m["epoch"] <= epoch]
+        _write_text(self._metrics, "".join(json.dumps(m) + "\n" for m in kept))
+
+    def read_result(self) -> dict[str, Any] | None:
+        """Returns the outcome, or None while the run is not complete."""
+        return json.loads(self._result.read_text()) if self._result.exists() else None
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Writes `result.json`: the run is complete."""
+        _write_json(self._result, result)
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    _write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Replaces a file whole, so that a reader or a crash never sees half of it."""
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(text)
+    os.replace(temporary, path)

@@ -1,0 +1,387 @@
+"""The story of a run, read downward: recipe, cluster, strategy, data, model, steps, run folder.
+
+Everything else in the package is called from here. `run_training` is the same on every worker;
+the chief alone writes the run folder and the terminal.
+"""
+
+import dataclasses
+import hashlib
+import os
+import statistics
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tf_lbsgd import checkpoints, distribution, input_pipeline
+from tf_lbsgd.callbacks import (
+    CheckpointWriter,
+    MetricsRecorder,
+    ProgressBar,
+    TensorBoardScalars,
+    TrainingPosition,
+)
+from tf_lbsgd.cluster import Cluster
+from tf_lbsgd.metrics import SampleCount
+from tf_lbsgd.models import resnet
+from tf_lbsgd.optimizers import MomentumSGD
+from tf_lbsgd.recipe import Plan, Recipe
+from tf_lbsgd.run_folder import RunFolder
+from tf_lbsgd.schedules import WarmupPiecewiseConstantDecay
+from tf_lbsgd.trainer import DataParallelModel
+
+# Evaluation takes this many images a replica at a time; it changes the speed, not the outcome.
+_EVALUATION_BATCH_PER_REPLICA = 100
+_REPORTED_EPOCHS = 5  # the paper reports the median error of the last five epochs
+
+_PRECISION_POLICIES = {
+    "float32": "float32",
+    "bfloat16": "mixed_bfloat16",
+    "float16": "mixed_float16",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """What changes where and how fast a run goes, never what it computes.
+
+    Attributes:
+        data_dir: Folder of data sets that are found by name.
+        deterministic: Make equal runs on equal machines and layouts bit-identical.
+        checkpoint_every_steps: Save within epochs too; None saves at the end of each epoch.
+    """
+
+    data_dir: str | None = None
+    deterministic: bool = False
+    checkpoint_every_steps: int | None = None
+
+
+def run_training(
+    recipe: Recipe,
+    cluster: Cluster,
+    run_dir: str | os.PathLike[str],
+    options: RunOptions | None = None,
+) -> dict[str, Any]:
+    """Trains by a recipe on a cluster; continues a run that was interrupted.
+
+    Args:
+        recipe: What to compute.
+        cluster: On which workers; this process is one of them.
+        run_dir: The run folder, on a file system that all workers share.
+        options: Where and how fast.
+
+    Returns:
+        The contents of `result.json`.
+
+    Raises:
+        ValueError: recipe, data, cluster and run folder do not fit; raised before any step.
+    """
+    options = options or RunOptions()
+    if options.deterministic:
+        distribution.make_deterministic(recipe.seed)
+    prepared = prepare_run(
+        recipe, cluster.num_workers * distribution.replicas_per_worker(), run_dir, options
+    )
+    run_folder, plan = prepared.run_folder, prepared.plan
+    result = run_folder.read_result()
+    if result is not None:
+        print(f"This run is complete: {run_folder.path}")
+        return result
+
+    strategy = distribution.create_strategy(cluster)
+    if cluster.is_chief:
+        run_folder.claim(recipe)
+        print(plan.describe())
+    with strategy.scope():
+        model = create_model(recipe, prepared.train)
+        compile_for_training(model, plan)
+    position = TrainingPosition(plan.steps_per_epoch)
+    restored_metrics = restore_newest_checkpoint(model, run_folder, position)
+    if cluster.is_chief:
+        run_folder.keep_metrics_before(position.epoch)
+    callbacks = create_callbacks(prepared, position, restored_metrics, is_chief=cluster.is_chief)
+    fit(model, strategy, prepared, position, callbacks)
+    result = summarize(model, run_folder, position) if cluster.is_chief else {}
+    wait_for_all_workers(strategy)
+    return result
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedRun:
+    """A run whose parts were checked against each other; nothing has started.
+
+    Attributes:
+        plan: The step arithmetic.
+        train: Training images.
+        validation: Validation images.
+        run_folder: Where the run is kept; exists only if the run was started before.
+        options: Where and how fast.
+    """
+
+    plan: Plan
+    train: input_pipeline.Source
+    validation: input_pipeline.Source
+    run_folder: RunFolder
+    options: RunOptions
+
+
+def prepare_run(
+    recipe: Recipe,
+    num_replicas: int,
+    run_dir: str | os.PathLike[str],
+    options: RunOptions,
+) -> PreparedRun:
+    """Opens the data and checks that recipe, replicas and run folder fit; starts nothing.
+
+    Raises:
+        ValueError: says what was received, what was expected and what to do.
+    """
+    run_folder = RunFolder(run_dir)
+    run_folder.check(recipe)
+    train = open_split(recipe, options, "train")
+    validation = open_split(recipe, options, "validation")
+    plan = Plan(recipe, num_train_examples=train.num_examples, num_replicas=num_replicas)
+    return PreparedRun(plan, train, validation, run_folder, options)
+
+
+def open_split(recipe: Recipe, options: RunOptions, split: str) -> input_pipeline.Source:
+    """Opens the training or the validation images of a recipe's data set."""
+    return input_pipeline.open_source(
+        recipe.dataset, data_dir=options.data_dir, image_size=recipe.image_size, split=split
+    )
+
+
+def create_model(recipe: Recipe, source: input_pipeline.Source) -> DataParallelModel:
+    """Builds the recipe's model; initial weights depend on the seed alone."""
+    return resnet(
+        recipe.model,
+        num_classes=source.num_classes,
+        image_shape=source.image_shape,
+        seed=recipe.seed,
+        dtype=_PRECISION_POLICIES[recipe.precision],
+        model_class=DataParallelModel,
+    )
+
+
+def compile_for_training(model: DataParallelModel, plan: Plan) -> None:
+    """Gives the model the recipe's schedule, optimizer, loss and metrics."""
+    recipe = plan.recipe
+    schedule = WarmupPiecewiseConstantDecay(
+        initial_learning_rate=plan.initial_learning_rate,
+        peak_learning_rate=plan.peak_learning_rate,
+        warmup_steps=plan.warmup_steps,
+        boundaries=plan.decay_steps,
+        warmup=recipe.warmup,
+    )
+    model.compile(
+        optimizer=MomentumSGD(
+            schedule, momentum=recipe.momentum, nesterov=True, weight_decay=recipe.weight_decay
+        ),
+        loss=create_loss(recipe),
+        metrics=create_metrics(),
+        micro_batch_size=recipe.micro_batch_size,
+        communication_options=distribution.communication_options(),
+    )
+
+
+def create_loss(recipe: Recipe) -> keras.losses.Loss:
+    """Mean cross-entropy of logits [batch, num_classes] and one-hot labels of that shape."""
+    return keras.losses.CategoricalCrossentropy(
+        from_logits=True, label_smoothing=recipe.label_smoothing
+    )
+
+
+def create_metrics() -> list[keras.metrics.Metric]:
+    """Top-1 accuracy, and the number of images it is taken over."""
+    return [keras.metrics.CategoricalAccuracy(name="top_1_accuracy"), SampleCount(name="images")]
+
+
+def restore_newest_checkpoint(
+    model: DataParallelModel, run_folder: RunFolder, position: TrainingPosition
+) -> dict[str, np.ndarray]:
+    """Continues from the newest complete checkpoint, if there is one.
+
+    Returns:
+        Metric variables by name, for an epoch that was interrupted half-way.
+    """
+    checkpoint = checkpoints.load_newest_checkpoint(run_folder.checkpoints)
+    if checkpoint is None:
+        return {}
+    model.optimizer.build(model.trainable_variables)
+    checkpoints.assign_arrays(
+        checkpoints.state_variables(model), checkpoint.select("model/", "optimizer/")
+    )
+    position.step = checkpoint.step
+    return checkpoint.select("metrics/")
+
+
+def create_callbacks(
+    prepared: PreparedRun,
+    position: TrainingPosition,
+    restored_metrics: dict[str, np.ndarray],
+    *,
+    is_chief: bool,
+) -> list[keras.callbacks.Callback]:
+    """Counting and saving on every worker; showing and recording on the chief alone."""
+    recipe, run_folder = prepared.plan.recipe, prepared.run_folder
+    chief_callbacks = [
+        MetricsRecorder(run_folder, position, recipe.global_batch_size),
+        TensorBoardScalars(run_folder, position),
+        ProgressBar(position, recipe.epochs),
+    ]
+    return [
+        position,
+        *(chief_callbacks if is_chief else []),
+        CheckpointWriter(
+            run_folder.checkpoints,
+            position,
+            every_steps=prepared.options.checkpoint_every_steps,
+            restored_metrics=restored_metrics,
+            is_chief=is_chief,
+        ),
+    ]
+
+
+def fit(
+    model: DataParallelModel,
+    strategy: tf.distribute.Strategy,
+    prepared: PreparedRun,
+    position: TrainingPosition,
+    callbacks: list[keras.callbacks.Callback],
+) -> None:
+    """Runs the steps that are left, with Keras `fit`; a half-done epoch first by itself."""
+    plan = prepared.plan
+    while position.step < plan.total_steps:
+        steps_left_in_epoch = plan.steps_per_epoch - position.step_in_epoch
+        is_whole_epoch = position.step_in_epoch == 0
+        model.fit(
+            training_dataset(prepared, strategy, start_step=position.step),
+            initial_epoch=position.epoch,
+            epochs=plan.recipe.epochs if is_whole_epoch else position.epoch + 1,
+            steps_per_epoch=steps_left_in_epoch,
+            validation_data=evaluation_dataset(prepared.validation, strategy),
+            validation_steps=evaluation_steps(prepared.validation, strategy),
+            callbacks=callbacks,
+            shuffle=False,
+            verbose=0,
+        )
+
+
+def training_dataset(
+    prepared: PreparedRun, strategy: tf.distribute.Strategy, start_step: int
+) -> Any:
+    """The training images from a given step on, divided among the replicas."""
+    recipe = prepared.plan.recipe
+    return distribution.distribute_dataset(
+        strategy,
+        lambda replica_ids: input_pipeline.training_dataset(
+            prepared.train,
+            global_batch_size=recipe.global_batch_size,
+            num_replicas=strategy.num_replicas_in_sync,
+            replica_ids=list(replica_ids),
+            seed=recipe.seed,
+            augmentation=recipe.augmentation,
+            start_step=start_step,
+        ),
+    )
+
+
+def evaluation_dataset(source: input_pipeline.Source, strategy: tf.distribute.Strategy) -> Any:
+    """Every image of a source, in order, divided among the replicas; the last batch is short."""
+    return distribution.distribute_dataset(
+        strategy,
+        lambda replica_ids: input_pipeline.evaluation_dataset(
+            source,
+            evaluation_batch_size=_evaluation_batch_size(strategy),
+            num_replicas=strategy.num_replicas_in_sync,
+            replica_ids=list(replica_ids),
+        ),
+    )
+
+
+def evaluation_steps(source: input_pipeline.Source, strategy: tf.distribute.Strategy) -> int:
+    """Number of steps that cover every image once."""
+    return input_pipeline.evaluation_steps(source.num_examples, _evaluation_batch_size(strategy))
+
+
+def _evaluation_batch_size(strategy: tf.distribute.Strategy) -> int:
+    return _EVALUATION_BATCH_PER_REPLICA * strategy.num_replicas_in_sync
+
+
+def summarize(
+    model: DataParallelModel, run_folder: RunFolder, position: TrainingPosition
+) -> dict[str, Any]:
+    """Writes and returns the outcome; errors in percent."""
+    metrics = run_folder.read_metrics()
+    errors = [m["validation_top_1_error"] for m in metrics]
+    result = {
+        "epochs": position.epoch,
+        "steps": position.step,
+        "validation_top_1_error": statistics.median(errors[-_REPORTED_EPOCHS:]),
+        "final_validation_top_1_error": errors[-1],
+        "weights_sha256": weights_sha256(model),
+        "images_per_second": statistics.median(m["images_per_second"] for m in metrics),
+        "skipped_steps": int(model.step_record.skipped_steps),
+    }
+    run_folder.write_result(result)
+    return result
+
+
+def weights_sha256(model: keras.Model) -> str:
+    """Digest over all model variables in order, as little-endian bytes: equal iff bit-identical."""
+    digest = hashlib.sha256()
+    for variable in model.variables:
+        digest.update(variable.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def wait_for_all_workers(strategy: tf.distribute.Strategy) -> None:
+    """Keeps the first worker to finish from breaking the others (tensorflow#58434)."""
+    strategy.reduce(tf.distribute.ReduceOp.SUM, tf.constant(1.0), axis=None)
+
+
+def run_evaluation(
+    run_dir: str | os.PathLike[str], cluster: Cluster, options: RunOptions | None = None
+) -> dict[str, Any]:
+    """Evaluates the newest checkpoint of a run on every validation image.
+
+    Args:
+        run_dir: A run folder made by `run_training`.
+        cluster: The workers that share the images; this process is one of them.
+        options: Where the data are.
+
+    Returns:
+        step, validation_loss, validation_top_1_error (percent), validation_images.
+
+    Raises:
+        ValueError: no run, or no complete checkpoint, in the folder.
+    """
+    options = options or RunOptions()
+    run_folder = RunFolder(run_dir)
+    recipe = run_folder.read_recipe()
+    source = open_split(recipe, options, "validation")
+    strategy = distribution.create_strategy(cluster)
+    with strategy.scope():
+        model = create_model(recipe, source)
+        model.compile(loss=create_loss(recipe), metrics=create_metrics())
+    checkpoint = checkpoints.load_newest_checkpoint(run_folder.checkpoints)
+    if checkpoint is None:
+        raise ValueError(
+            f"Nothing to evaluate. Received: no complete checkpoint in {run_folder.checkpoints} "
+            "Expected: a run that finished at least an epoch."
+        )
+    checkpoints.assign_arrays(checkpoints.model_variables(model), checkpoint.select("model/"))
+    logs = model.evaluate(
+        evaluation_dataset(source, strategy),
+        steps=evaluation_steps(source, strategy),
+        return_dict=True,
+        verbose=0,
+    )
+    wait_for_all_workers(strategy)
+    return {
+        "step": checkpoint.step,
+        "validation_loss": logs["loss"],
+        "validation_top_1_error": 100 * (1 - logs["top_1_accuracy"]),
+        "validation_images": int(logs["images"]),
+    }
