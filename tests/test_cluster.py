@@ -117,7 +117,7 @@ def test_refuses_tf_config(text, named):
 @pytest.mark.parametrize(
     "address",
     ["a", "a:", ":1", "a:0", "a:65536", "a:-1", "a:1x", "a b:1", "http://a:1", "::1:80", "[::1]",
-     "a:1\n", "a:١", 7, None],
+     "a:1\n", "a:\u0661", 7, None],
 )  # fmt: skip
 def test_refuses_an_address(address):
     with pytest.raises(ClusterError, match="host:port"):
@@ -189,6 +189,10 @@ SLURM = {"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_JOB_NODELIST": "n[1-2]
             {**SLURM, "SLURM_NTASKS": "4", "SLURM_PROCID": "2"},
             Cluster(("n1:12345", "n1:12346", "n2:12345", "n2:12346"), 2),
             id="two tasks a node, a port each",
+        ),
+        pytest.param(
+            {**SLURM, "SLURM_NTASKS": "3"},
+            Cluster(("n1:12345", "n1:12346", "n2:12345"), 1), id="the first nodes take the rest",
         ),
         pytest.param(
             {**SLURM, "SLURM_NTASKS": "3", "SLURM_TASKS_PER_NODE": "1,2"},

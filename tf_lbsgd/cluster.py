@@ -57,7 +57,7 @@ class Cluster:
             raise ClusterError(
                 "Give every worker its own address.", repeated, "each host:port exactly once"
             )
-        _check_index(self.task_index, self.num_workers)
+        _checked_index(self.task_index, self.num_workers)
 
     @property
     def num_workers(self) -> int:
@@ -109,14 +109,14 @@ class Cluster:
         jobs = _require_section(config, "cluster", '{"worker": ["host:port", ...]}')
         task = _require_section(config, "task", '{"type": "worker", "index": 0}')
         chiefs, workers = _addresses_of(jobs)
-        job, index = task.get("type"), task.get("index")
+        job = task.get("type")
         if not isinstance(job, str) or job not in jobs:
             raise ClusterError(
                 "Set `task.type` in TF_CONFIG to the job of this process.",
                 job,
                 " or ".join(sorted(jobs)),
             )
-        _check_index(index, len(jobs[job]))
+        index = _checked_index(task.get("index"), len(jobs[job]))
         return cls(chiefs + workers, index + len(chiefs) if job == "worker" else index)
 
     def to_tf_config(self) -> str:
@@ -260,10 +260,11 @@ def _check_address(address: object) -> None:
         )
 
 
-def _check_index(index: object, count: int) -> None:
+def _checked_index(index: object, count: int) -> int:
     if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < count:
         raise ClusterError(
             "Set the task index to the position of this process in the list of its job.",
             index,
             f"an integer, 0 to {count - 1}",
         )
+    return index

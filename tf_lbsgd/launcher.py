@@ -47,8 +47,7 @@ class LocalWorkers:
 
     Attributes:
         command: Program and arguments, the same for all workers.
-        num_workers: How many; at least 1.
-        logs: One path a worker; the workers' standard output but the chief's goes there.
+        logs: One path a worker, for its standard error, and output unless it is the chief.
         environment: Added to this process' environment.
     """
 
@@ -99,6 +98,7 @@ class LocalWorkers:
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=None if cluster.is_chief else file,
+                stderr=file,
                 start_new_session=True,  # Ctrl-C reaches the launcher alone, which ends them
             )
 

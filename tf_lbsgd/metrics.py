@@ -22,4 +22,4 @@ class SampleCount(keras.metrics.Metric):
 
     def result(self) -> Any:
         """Returns the count, a scalar."""
-        return keras.ops.convert_to_tensor(self.count)
+        return keras.ops.copy(self.count)  # a value, which later updates leave alone

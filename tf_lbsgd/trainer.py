@@ -347,6 +347,8 @@ class MultiWorkerTrainer:
             )
         with self.distribute_strategy.scope():
             self._symbolic_build(data_batch=data_batch)
+        for variable in self.metrics_variables:
+            _hold_totals(variable.value)
 
 
 @keras.saving.register_keras_serializable(package="tf_lbsgd")
@@ -372,6 +374,17 @@ def _add_to_variables(strategy: tf.distribute.Strategy, variables: list, changes
 
     for variable, change in zip(variables, changes, strict=True):
         strategy.extended.update(variable.value, add, args=(change,), group=False)
+
+
+def _hold_totals(metric_variable: tf.Variable) -> None:
+    """Makes a read return this worker's copy, which already is the sum over all workers.
+
+    Keras creates metric variables that add up over replicas whenever they are read
+    (keras/src/metrics/metric.py, `add_variable`): a collective a read, in which a worker that
+    reads alone, such as a chief that saves, waits for ever.
+    """
+    if isinstance(metric_variable, tf.distribute.DistributedValues):
+        metric_variable._aggregation = tf.VariableAggregation.ONLY_FIRST_REPLICA
 
 
 @contextlib.contextmanager

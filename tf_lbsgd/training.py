@@ -322,7 +322,7 @@ def summarize(
         "final_validation_top_1_error": errors[-1],
         "weights_sha256": weights_sha256(model),
         "images_per_second": statistics.median(m["images_per_second"] for m in metrics),
-        "skipped_steps": int(model.step_record.skipped_steps),
+        "skipped_steps": int(model.step_record.skipped_steps.numpy()),
     }
     run_folder.write_result(result)
     return result

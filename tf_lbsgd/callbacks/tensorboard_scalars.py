@@ -39,8 +39,8 @@ class TensorBoardScalars(keras.callbacks.Callback):
         if self._is_point():
             self._write(
                 train_loss=logs["loss"],
-                gradient_norm=float(self.model.step_record.gradient_norm),
-                skipped_steps=int(self.model.step_record.skipped_steps),
+                gradient_norm=self.model.step_record.gradient_norm.numpy(),
+                skipped_steps=self.model.step_record.skipped_steps.numpy(),
             )
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:

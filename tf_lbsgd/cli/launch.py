@@ -4,6 +4,8 @@
         --run_dir=runs/quickstart
 """
 
+import sys
+
 from absl import flags
 
 from tf_lbsgd import launcher
@@ -20,13 +22,14 @@ def main(argv: list[str]) -> None:
     worker_arguments = argv[1:]
     flags.FLAGS(argv)  # what follows `--`
     run_folder = RunFolder(flag_definitions.require_run_dir())
-    process.silence_tensorflow()
-    from tf_lbsgd import distribution, training
+    with process.discard_standard_error():
+        from tf_lbsgd import distribution, training
 
+        num_replicas = num_workers * distribution.replicas_per_worker()
     if binary == "train":
         training.prepare_run(
             flag_definitions.recipe_from_flags(),
-            num_workers * distribution.replicas_per_worker(),
+            num_replicas,
             run_folder.path,
             flag_definitions.run_options_from_flags(),
         )
@@ -36,7 +39,11 @@ def main(argv: list[str]) -> None:
         environment=process.launcher_environment(),
     )
     with workers:
-        workers.wait()
+        try:
+            workers.wait()
+        except launcher.WorkerFailed as failure:
+            print(failure, file=sys.stderr)
+            sys.exit(process.FAILED)
 
 
 def run() -> None:

@@ -24,8 +24,8 @@ def main(_: list[str]) -> None:
     recipe = flag_definitions.recipe_from_flags()
     num_train_examples = _NUM_TRAIN_EXAMPLES.value
     if num_train_examples is None:
-        process.silence_tensorflow()
-        from tf_lbsgd.input_pipeline import open_source
+        with process.discard_standard_error():
+            from tf_lbsgd.input_pipeline import open_source
 
         source = open_source(
             recipe.dataset,

@@ -3,12 +3,13 @@
 Imported before TensorFlow, so that TensorFlow's start-up chatter goes to the log.
 """
 
+import contextlib
 import ctypes
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from absl import app
@@ -39,13 +40,15 @@ def run_binary(main: Callable[[list[str]], None], *, takes_arguments: bool = Fal
             main(argv)
             return DONE
         except ValueError as error:
-            traceback.print_exc()
+            if not os.path.sameopenfile(terminal.fileno(), sys.stderr.fileno()):
+                traceback.print_exc()
             return _end(terminal, f"Error: {error}", MISCONFIGURED)
         except KeyboardInterrupt:
             return _end(terminal, "Interrupted.", 128 + signal.SIGINT)
         except Exception as error:
             traceback.print_exc()
-            return _end(terminal, f"Failed: {type(error).__name__}: {error}"[:2000], FAILED)
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            return _end(terminal, f"Failed: {reason}", FAILED)
 
     app.run(guarded)
 
@@ -59,9 +62,17 @@ def send_standard_error_to(log: Path) -> None:
     os.close(descriptor)
 
 
-def silence_tensorflow() -> None:
-    """Keeps TensorFlow's start-up chatter off the terminal of a binary that has no log."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+@contextlib.contextmanager
+def discard_standard_error() -> Iterator[None]:
+    """Keeps the chatter of a starting TensorFlow off the terminal of a binary without a log."""
+    saved = os.dup(sys.stderr.fileno())
+    with open(os.devnull, "w") as devnull:
+        os.dup2(devnull.fileno(), sys.stderr.fileno())
+    try:
+        yield
+    finally:
+        os.dup2(saved, sys.stderr.fileno())
+        os.close(saved)
 
 
 def end_with_launcher() -> None:

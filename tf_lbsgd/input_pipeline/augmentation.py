@@ -71,10 +71,10 @@ def pad_crop(images: tf.Tensor, uniforms: tf.Tensor) -> tf.Tensor:
 
 
 def random_resized_crop(images: tf.Tensor, uniforms: tf.Tensor) -> tf.Tensor:
-    """Crops a random box, resizes it (bilinear, corners aligned) to the images' own size, flips
-    half.
+    """Crops a random box, resizes it to the images' own size, flips half of the images.
 
-    For images that are in memory already; encoded ones are cropped while they are decoded.
+    Bilinear, with corners aligned. For images that are in memory already; encoded
+    ones are cropped while they are decoded.
 
     Args:
       images: uint8 [m, height, width, channels]; all but m static.
@@ -88,8 +88,8 @@ def random_resized_crop(images: tf.Tensor, uniforms: tf.Tensor) -> tf.Tensor:
     y, x, box_height, box_width = tf.unstack(tf.cast(boxes, tf.float32), axis=-1)
     left, right = x, x + box_width - 1
     flip = uniforms[:, -1] < 0.5
-    # crop_and_resize counts in units of the last pixel's index, and flips a box whose corners are
-    # swapped.
+    # crop_and_resize counts in units of the last pixel's index, and flips a box whose corners
+    # are swapped.
     last_y, last_x = max(1, height - 1), max(1, width - 1)
     corners = [
         y / last_y,
@@ -129,9 +129,9 @@ def random_resized_crop_box(
     aspect = tf.exp(math.log(_MAX_ASPECT) * (2 * u_aspect - 1))
     box_width, box_height = tf.round(tf.sqrt(area * aspect)), tf.round(tf.sqrt(area / aspect))
     fits = (
-        (0 < box_width)
+        (box_width > 0)
         & (box_width <= image_width)
-        & (0 < box_height)
+        & (box_height > 0)
         & (box_height <= image_height)
     )
     y = tf.floor(u_y * (image_height - box_height + 1))

@@ -23,9 +23,9 @@ def open_source(dataset: str, data_dir: str | None, image_size: int | None, spli
     Args:
       dataset: One of
         "fashion_mnist_10k": bundled, 10,000 training and 2,000 validation images, 28 x 28 x 1;
-        "folder:PATH": PATH/train/CLASS/*.jpg, PATH/validation (or val, test)/CLASS/*.jpg, delivered as RGB;
-        "synthetic:HxWxC[xCLASSES[xCOUNT]]": made from ids; 10 classes and 10,000 images unless given, and a fifth
-        as many to validate.
+        "folder:PATH": PATH/train/CLASS/*.jpg, PATH/validation (or val, test)/CLASS/*.jpg, as RGB;
+        "synthetic:HxWxC[xCLASSES[xCOUNT]]": made from ids; 10 classes and 10,000 training images
+        unless given, a fifth as many to validate.
       data_dir: Where a relative PATH starts; None is the working folder.
       image_size: Side of the images in pixels. Only a folder's images are resized (None: 224); for
         the others None, or the size that they have.
@@ -64,8 +64,8 @@ def _folder_path(argument: str, data_dir: str | None) -> str:
 def _open_synthetic(dataset: str, split: Split) -> SyntheticSource:
     if not re.fullmatch(r"synthetic:[1-9]\d*(x[1-9]\d*){2,4}", dataset):
         raise ValueError(
-            f"Received: {dataset!r}. Expected: synthetic:HxWxC[xCLASSES[xCOUNT]], whole numbers above 0, "
-            "for example synthetic:32x32x3 or synthetic:224x224x3x1000x50000."
+            f"Received: {dataset!r}. Expected: synthetic:HxWxC[xCLASSES[xCOUNT]], "
+            "whole numbers above 0, for example synthetic:32x32x3 or synthetic:224x224x3x1000x5000."
         )
     numbers = [int(number) for number in dataset.removeprefix("synthetic:").split("x")]
     height, width, channels, num_classes, count = numbers + _SYNTHETIC_DEFAULTS[len(numbers) - 3 :]

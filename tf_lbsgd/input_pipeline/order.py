@@ -1,5 +1,4 @@
-"""Which samples a replica reads at a step: arithmetic on positions, the same for any number of
-workers.
+"""Which samples a replica reads at a step; the steps are the same for any number of replicas.
 
 An epoch is a permutation of [0, num_examples) that depends on (seed, epoch) alone (section 3 of the
 paper: one random shuffle an epoch, divided among all workers). Step t of an epoch takes the
@@ -112,12 +111,12 @@ def evaluation_ids(
     num_replicas: int,
     replica_ids: Sequence[int],
 ) -> tf.data.Dataset:
-    """The validation samples of this worker's replicas in natural order, each once a pass, pass
-    after pass.
+    """The validation samples of this worker's replicas, in natural order, each once a pass.
 
-    Step t takes [t * E, (t + 1) * E), E = evaluation_batch_size, and replica r of R the part from
-    floor(r * E / R) to floor((r + 1) * E / R) of it. The last step of a pass may be short: then the
-    last replicas get fewer samples, or none.
+    Passes follow one another for ever. Step t of a pass takes [t * E, (t + 1) * E),
+    E = evaluation_batch_size, and replica r of R the part from floor(r * E / R) to
+    floor((r + 1) * E / R) of it. The last step of a pass may be short: then the last replicas get
+    fewer samples, or none.
 
     Args:
       num_examples: Size of the validation set.
@@ -137,8 +136,8 @@ def evaluation_ids(
     _check_replicas(num_replicas, replica_ids)
     if num_examples < 1 or evaluation_batch_size < 1:
         raise ValueError(
-            f"Received: num_examples={num_examples}, evaluation_batch_size={evaluation_batch_size}. "
-            "Expected: both at least 1."
+            f"Received: num_examples={num_examples}, "
+            f"evaluation_batch_size={evaluation_batch_size}. Expected: both at least 1."
         )
     steps_per_pass = evaluation_steps(num_examples, evaluation_batch_size)
 
@@ -153,12 +152,11 @@ def evaluation_ids(
 
 
 def _steps_and_replicas(replica_ids: Sequence[int], start_step: int) -> tf.data.Dataset:
-    """(step, replica), int64 scalars: every local replica of start_step, then of the next step, for
-    ever."""
+    """(step, replica), int64 scalars: each local replica at start_step, then at the next, ..."""
     num_local = len(replica_ids)
 
     def step_and_replica(count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        replica = tf.gather(tf.constant(replica_ids, tf.int64), count % num_local)
+        replica = tf.gather(tf.constant(list(replica_ids), tf.int64), count % num_local)
         return count // num_local, replica
 
     return tf.data.Dataset.counter(start=start_step * num_local).map(step_and_replica)

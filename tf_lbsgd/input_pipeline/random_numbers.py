@@ -13,8 +13,8 @@ generators", OOPSLA 2014; Stafford's variant 13), applied once for each word:
 import tensorflow as tf
 
 _MASK_64 = 2**64 - 1
-_GOLDEN_GAMMA = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, odd: keeps the all-zero input away from
-the fixed point 0 _MULTIPLIER_1 = 0xBF58476D1CE4E5B9
+_GOLDEN_GAMMA = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, odd; 0 would otherwise hash to 0
+_MULTIPLIER_1 = 0xBF58476D1CE4E5B9
 _MULTIPLIER_2 = 0x94D049BB133111EB
 _FLOAT32_BITS = 24  # of precision in [0, 1)
 

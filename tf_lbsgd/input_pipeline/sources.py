@@ -1,5 +1,7 @@
-"""What a source of labelled images is. One file a kind of source; `dataset_names` opens them by
-name."""
+"""What a source of labelled images is.
+
+Each kind of source has its own file; `dataset_names` opens them by name.
+"""
 
 import abc
 from collections.abc import Callable

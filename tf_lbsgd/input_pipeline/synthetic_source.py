@@ -62,8 +62,7 @@ class SyntheticSource(Source):
 
 
 def _hashed_bytes(word: int, ids: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
-    """uint8 [m, *shape], uniform: a hash of (word, id, place); eight bytes from each 64-bit
-    hash."""
+    """uint8 [m, *shape], uniform: hashes of (word, id, place), eight bytes from each."""
     num_bytes = math.prod(shape)
     places = tf.range(-(-num_bytes // 8), dtype=tf.int64)
     hashed = tf.bitcast(hash_words(word, ids[:, tf.newaxis], places), tf.uint8)  # [m, places, 8]
