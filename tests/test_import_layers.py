@@ -14,10 +14,10 @@ LAYERS = (
     ("trainer", "callbacks", "input_pipeline"),
     ("distribution", "optimizers", "schedules", "checkpoints", "models", "metrics"),
     ("layers", "run_folder"),
-    ("recipe", "cluster"),
+    ("recipe", "cluster", "run_options"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-STANDARD_LIBRARY_ONLY = ("recipe", "cluster", "run_folder")
+STANDARD_LIBRARY_ONLY = ("recipe", "cluster", "run_folder", "run_options")
 
 
 def imports_of(path: Path) -> set[str]:

@@ -7,6 +7,8 @@
         model = lbsgd.DataParallelModel(inputs, outputs)  # the one line to change
         model.compile(...)
     model.fit(...)
+
+See README.md for whole programs.
 """
 
 from tf_lbsgd.cluster import Cluster

@@ -16,8 +16,6 @@ from typing import Any
 import keras
 import numpy as np
 
-_KEEP = 3
-
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
@@ -36,19 +34,20 @@ class Checkpoint:
         return {n: a for n, a in self.arrays.items() if n.startswith(prefixes)}
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Writes a checkpoint atomically and removes all but the newest few.
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
+    """Writes a checkpoint atomically and removes all but the newest.
 
     Args:
         folder: Where checkpoints lie; made if absent.
         checkpoint: What to write.
+        keep: How many complete checkpoints may stay, at least 1.
 
     Raises:
         OSError: the disk is full or not writable; older checkpoints are untouched.
     """
     folder.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
-    np.savez(buffer, **checkpoint.arrays)
+    np.savez(buffer, allow_pickle=False, **checkpoint.arrays)
     content = buffer.getvalue()
     stem = folder / f"step-{checkpoint.step:09d}"
     manifest = {
@@ -58,7 +57,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     }
     _write_durably(stem.with_suffix(".npz"), content)
     _write_durably(stem.with_suffix(".json"), json.dumps(manifest).encode())
-    for manifest_path in _manifests(folder)[:-_KEEP]:
+    for manifest_path in _manifests(folder)[:-keep]:
         manifest_path.unlink()
         manifest_path.with_suffix(".npz").unlink(missing_ok=True)
 

@@ -24,7 +24,7 @@ _GRACE_SECS = 10.0
 _LOG_TAIL_LINES = 20
 
 
-class WorkerFailed(RuntimeError):
+class WorkerFailedError(RuntimeError):
     """A worker ended with an error; the message has the end of its log.
 
     Attributes:
@@ -70,14 +70,14 @@ class LocalWorkers:
         """Returns when all workers are done.
 
         Raises:
-            WorkerFailed: for the first worker that ended with an error.
+            WorkerFailedError: for the first worker that ended with an error.
         """
         running = dict(enumerate(self._processes))
         while running:
             for task_index, process in list(running.items()):
                 status = process.poll()
                 if status:
-                    raise WorkerFailed(task_index, status, self.logs[task_index])
+                    raise WorkerFailedError(task_index, status, self.logs[task_index])
                 if status == 0:
                     del running[task_index]
             time.sleep(_POLL_SECS)

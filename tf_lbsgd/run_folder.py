@@ -6,6 +6,8 @@
     checkpoints/     see `tf_lbsgd.checkpoints`
     tensorboard/     scalars, from the chief
     logs/            worker-I.log, standard error of worker I
+
+Files are replaced whole, so that a reader never sees half of one.
 """
 
 import json

@@ -22,7 +22,7 @@ file (keras 3.15.1) and the reason.
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import tensorflow as tf
@@ -47,7 +47,11 @@ class StepRecord:
     skipped_steps: tf.Variable
 
 
-class MultiWorkerTrainer:
+# Type checkers see what the mixin is mixed into.
+_MixinBase: Any = keras.Model if TYPE_CHECKING else object
+
+
+class MultiWorkerTrainer(_MixinBase):
     """Mixin that gives a `keras.Model` an exact multi-worker `fit`, `evaluate` and `predict`.
 
     Put it before `keras.Model` among the bases of a subclassed model, and create the model under
@@ -63,10 +67,10 @@ class MultiWorkerTrainer:
     the same assumption that `aggregation="sum"` makes in Keras.
 
     Attributes:
-        step_record: `StepRecord` of the last step, None before `compile`.
+        step_record: `StepRecord` of the last step; set by `compile`.
     """
 
-    step_record: StepRecord | None = None
+    step_record: StepRecord
     _micro_batch_size: int | None = None
     _communication_options: tf.distribute.experimental.CommunicationOptions | None = None
 
@@ -103,9 +107,7 @@ class MultiWorkerTrainer:
         with self.distribute_strategy.scope():
             self.step_record = StepRecord(
                 gradient_norm=tf.Variable(0.0, trainable=False, name="gradient_norm"),
-                skipped_steps=tf.Variable(
-                    0, dtype=tf.int64, trainable=False, name="skipped_steps"
-                ),
+                skipped_steps=tf.Variable(0, dtype=tf.int64, trainable=False, name="skipped_steps"),
             )
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:

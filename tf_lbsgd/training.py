@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import os
 import statistics
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -28,6 +28,7 @@ from tf_lbsgd.models import resnet
 from tf_lbsgd.optimizers import MomentumSGD
 from tf_lbsgd.recipe import Plan, Recipe
 from tf_lbsgd.run_folder import RunFolder
+from tf_lbsgd.run_options import RunOptions
 from tf_lbsgd.schedules import WarmupPiecewiseConstantDecay
 from tf_lbsgd.trainer import DataParallelModel
 
@@ -40,21 +41,6 @@ _PRECISION_POLICIES = {
     "bfloat16": "mixed_bfloat16",
     "float16": "mixed_float16",
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class RunOptions:
-    """What changes where and how fast a run goes, never what it computes.
-
-    Attributes:
-        data_dir: Folder of data sets that are found by name.
-        deterministic: Make equal runs on equal machines and layouts bit-identical.
-        checkpoint_every_steps: Save within epochs too; None saves at the end of each epoch.
-    """
-
-    data_dir: str | None = None
-    deterministic: bool = False
-    checkpoint_every_steps: int | None = None
 
 
 def run_training(
@@ -145,7 +131,9 @@ def prepare_run(
     return PreparedRun(plan, train, validation, run_folder, options)
 
 
-def open_split(recipe: Recipe, options: RunOptions, split: str) -> input_pipeline.Source:
+def open_split(
+    recipe: Recipe, options: RunOptions, split: Literal["train", "validation"]
+) -> input_pipeline.Source:
     """Opens the training or the validation images of a recipe's data set."""
     return input_pipeline.open_source(
         recipe.dataset, data_dir=options.data_dir, image_size=recipe.image_size, split=split
@@ -237,6 +225,7 @@ def create_callbacks(
             run_folder.checkpoints,
             position,
             every_steps=prepared.options.checkpoint_every_steps,
+            keep=prepared.options.keep_checkpoints,
             restored_metrics=restored_metrics,
             is_chief=is_chief,
         ),

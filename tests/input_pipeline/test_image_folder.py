@@ -9,12 +9,11 @@ from tf_lbsgd.input_pipeline import evaluation_dataset, open_source, training_da
 
 
 def smooth_picture(height, width, phase=0.0):
-    """uint8 [height, width, 3]: waves of 25 to 90 pixels, which a shift by one pixel changes
-    visibly."""
+    """uint8 [height, width, 3]: waves of 30 to 90 pixels, as in a photo without fine detail."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float64)
     waves = [
         np.sin(x / 7 + phase) * np.cos(y / 9),
-        np.cos(x / 4 - y / 6 + phase),
+        np.cos(x / 6 - y / 8 + phase),
         np.sin((x + y) / 14 + phase),
     ]
     return np.stack([127.5 + 120 * wave for wave in waves], axis=-1).astype(np.uint8)
@@ -26,11 +25,18 @@ def save(path, image, mode=None, **options):
     (picture.convert(mode) if mode else picture).save(path, **options)
 
 
-def loaded(source, augmentation="none", ids=None, epoch=0, seed=0):
-    """(images, labels) of a batch, NumPy."""
+def loaded(source, augmentation="none", ids=None):
+    """(images, labels) of one batch, by default of everything; NumPy."""
     ids = np.arange(source.num_examples) if ids is None else np.array(ids)
-    batch = tf.data.Dataset.from_tensors((tf.constant(epoch, tf.int64), ids.astype(np.int64)))
-    return next(source.batches(batch, augmentation=augmentation, seed=seed).as_numpy_iterator())
+    batch = tf.data.Dataset.from_tensors((tf.constant(0, tf.int64), ids.astype(np.int64)))
+    return next(source.batches(batch, augmentation=augmentation, seed=0).as_numpy_iterator())
+
+
+def crops_of_one_file(source, augmentation, num_epochs):
+    """int32 [num_epochs, height, width, 3]: what sample 0 becomes, epoch after epoch."""
+    epochs = tf.data.Dataset.range(num_epochs).map(lambda epoch: (epoch, tf.zeros([1], tf.int64)))
+    batches = source.batches(epochs, augmentation=augmentation, seed=0)
+    return np.concatenate([images for images, _ in batches.as_numpy_iterator()]).astype(np.int32)
 
 
 @pytest.fixture
@@ -71,48 +77,49 @@ def test_relative_path_starts_at_data_dir(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("file_name", "mode", "options", "tolerance"),
+    ("file_name", "mode", "options"),
     [
-        ("plain.jpg", "RGB", {"quality": 100, "subsampling": 0}, 3),
-        ("upper.JPEG", "RGB", {"quality": 100, "subsampling": 0}, 3),
-        ("grey.jpg", "L", {"quality": 100}, 3),
-        ("progressive.jpg", "RGB", {"quality": 100, "subsampling": 0, "progressive": True}, 3),
-        ("cmyk.jpg", "CMYK", {"quality": 100}, 3),
-        ("plain.png", "RGB", {}, 0),
-        ("grey.png", "L", {}, 0),
-        ("transparent.png", "RGBA", {}, 0),
-        ("palette.png", "P", {}, 0),
-        ("png_inside.JPEG", "RGB", {"format": "PNG"}, 0),
-        ("jpeg_inside.png", "RGB", {"format": "JPEG", "quality": 100, "subsampling": 0}, 3),
+        ("plain.jpg", "RGB", {"quality": 90}),
+        ("upper.JPEG", "RGB", {"quality": 90}),
+        ("grey.jpg", "L", {"quality": 90}),
+        ("progressive.jpg", "RGB", {"quality": 90, "progressive": True}),
+        ("cmyk.jpg", "CMYK", {"quality": 90}),
+        ("plain.png", "RGB", {}),
+        ("grey.png", "L", {}),
+        ("transparent.png", "RGBA", {}),
+        ("palette.png", "P", {}),
+        ("png_inside.JPEG", "RGB", {"format": "PNG"}),
+        ("jpeg_inside.png", "RGB", {"format": "JPEG", "quality": 90}),
     ],
 )
-def test_every_kind_of_file_becomes_rgb(tmp_path, file_name, mode, options, tolerance):
-    picture = smooth_picture(48, 48)
+def test_every_kind_of_file_becomes_the_rgb_that_pillow_reads(tmp_path, file_name, mode, options):
     path = tmp_path / "train/c" / file_name
-    save(path, picture, mode=mode, **options)
-    expected = np.asarray(Image.fromarray(picture).convert(mode).convert("RGB"), np.int32)
+    save(path, smooth_picture(48, 48), mode=mode, **options)
+    expected = np.asarray(Image.open(path).convert("RGB"), np.int32)
     images, _ = loaded(open_source(f"folder:{tmp_path}", None, 48, "train"))
-    assert np.abs(images[0] - expected).max() <= tolerance
+    assert np.abs(images[0] - expected).max() <= 1  # 0 with one libjpeg; it leaves room for another
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "png"])
-@pytest.mark.parametrize("size", [(375, 500), (500, 375), (256, 256), (300, 900), (600, 700)])
-def test_evaluation_crop_equals_pillow_resize_and_crop(tmp_path, suffix, size):
-    path = tmp_path / f"train/c/1.{suffix}"
-    save(path, smooth_picture(*size), **({"quality": 95} if suffix == "jpg" else {}))
+# Sizes of which every edge of Pillow's crop falls on a whole pixel of the original. With others the
+# two crops lie up to half a pixel apart, as both round.
+@pytest.mark.parametrize("size", [(256, 256), (512, 640), (640, 512), (384, 480)])
+def test_evaluation_crop_equals_pillow_resize_and_crop(tmp_path, size):
+    path = tmp_path / "train/c/1.jpg"
+    save(path, smooth_picture(*size), quality=95)
     picture = Image.open(path)
     scale = 256 / min(picture.size)
     width, height = (round(side * scale) for side in picture.size)
     left, top = (width - 224) // 2, (height - 224) // 2
     resized = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR), np.float32)
+    images, _ = loaded(open_source(f"folder:{tmp_path}", None, 224, "train"))
 
     def difference(dy, dx):
         crop = resized[top + dy : top + dy + 224, left + dx : left + dx + 224]
         return np.abs(images[0] - crop).mean()
 
-    images, _ = loaded(open_source(f"folder:{tmp_path}", None, 224, "train"))
-    assert difference(0, 0) < 3.5  # of 255
-    assert min(difference(1, 0), difference(-1, 0), difference(0, 1), difference(0, -1)) > 4
+    assert difference(0, 0) < 1  # of 255
+    beside = [difference(dy, dx) for dy, dx in ((1, 0), (-1, 0), (0, 1), (0, -1))]
+    assert min(beside) > 6
 
 
 def test_large_images_are_antialiased(tmp_path):
@@ -128,9 +135,7 @@ def test_random_crops_are_flipped_half_of_the_time_and_vary(tmp_path):
     ramp = np.broadcast_to(columns[np.newaxis, :, np.newaxis], (250, 250, 3))
     save(tmp_path / "train/c/1.png", ramp)
     source = open_source(f"folder:{tmp_path}", None, 32, "train")
-    crops = np.stack(
-        [loaded(source, "random_resized_crop", epoch=epoch)[0][0] for epoch in range(60)]
-    ).astype(int)
+    crops = crops_of_one_file(source, "random_resized_crop", 60)
     flipped = crops[:, 0, 0, 0] > crops[:, 0, -1, 0]
     assert 18 <= flipped.sum() <= 42  # 60 fair coins: 30 +- 4
     assert len({crop.tobytes() for crop in crops}) == 60
@@ -141,7 +146,7 @@ def test_random_crops_are_flipped_half_of_the_time_and_vary(tmp_path):
 def test_pad_crop_of_small_files_keeps_their_pixels(tmp_path):
     save(tmp_path / "train/c/1.png", np.full((32, 32, 3), 200, np.uint8))
     source = open_source(f"folder:{tmp_path}", None, 32, "train")
-    crops = np.stack([loaded(source, "pad_crop", epoch=epoch)[0][0] for epoch in range(20)])
+    crops = crops_of_one_file(source, "pad_crop", 20)
     assert set(np.unique(crops)) == {0, 200}  # zeros of the padding
     assert np.all(crops[:, 8:24, 8:24] == 200)
 
@@ -222,5 +227,5 @@ def test_an_unreadable_folder_is_refused(folder, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("os.scandir", refuse)  # tests may run as root, who may read everything
-    with pytest.raises(ValueError, match="Cannot list .* Permission denied"):
+    with pytest.raises(ValueError, match=r"Cannot list .*Permission denied"):
         open_source(f"folder:{folder}", None, None, "train")

@@ -159,15 +159,13 @@ def test_low_bits_are_mixed(permutations):
 )
 def test_evaluation_covers_every_sample_once(num_examples, evaluation_batch_size, num_replicas):
     steps = order.evaluation_steps(num_examples, evaluation_batch_size)
-    streams = [
-        take(
-            order.evaluation_ids(num_examples, evaluation_batch_size, num_replicas, [r]), 2 * steps
-        )
-        for r in range(num_replicas)
-    ]
+    replicas = range(num_replicas)
+    ids = order.evaluation_ids(num_examples, evaluation_batch_size, num_replicas, replicas)
+    elements = take(ids, 2 * steps * num_replicas)
     for pass_number in range(2):
         for step in range(steps):
-            parts = [stream[pass_number * steps + step] for stream in streams]
+            first_element = (pass_number * steps + step) * num_replicas
+            parts = elements[first_element : first_element + num_replicas]
             assert all(part_pass == pass_number for part_pass, _ in parts)
             first = step * evaluation_batch_size
             expected = np.arange(first, min(first + evaluation_batch_size, num_examples))

@@ -52,9 +52,7 @@ def test_weights_statistics_and_momentum_do_not_depend_on_the_workers(runs, num_
 
 @pytest.mark.parametrize("num_workers", [2, 4])
 def test_recorded_metrics_do_not_depend_on_the_workers(runs, num_workers):
-    for one, many in zip(
-        epoch_metrics(runs[1]), epoch_metrics(runs[num_workers]), strict=True
-    ):
+    for one, many in zip(epoch_metrics(runs[1]), epoch_metrics(runs[num_workers]), strict=True):
         for name in ("epoch", "step", "learning_rate", "train_images", "validation_images"):
             assert many[name] == one[name]
         for name in ("train_loss", "validation_loss"):
@@ -79,6 +77,13 @@ def test_repeated_deterministic_runs_are_bit_identical(tmp_path):
 
 
 def test_another_seed_gives_other_weights(runs, tmp_path):
-    other = train(tmp_path / "run", 1, *RECIPE, "--seed=4", "--epochs=1", "--warmup_epochs=0",
-                  "--decay_epochs=")
+    other = train(
+        tmp_path / "run",
+        1,
+        *RECIPE,
+        "--seed=4",
+        "--epochs=1",
+        "--warmup_epochs=0",
+        "--decay_epochs=",
+    )
     assert other["weights_sha256"] != train(runs[1], 1, *RECIPE)["weights_sha256"]

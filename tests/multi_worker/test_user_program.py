@@ -18,7 +18,9 @@ def largest_difference(one: list, other: list) -> float:
 @pytest.fixture(scope="module")
 def one_worker(tmp_path_factory):
     return {
-        model: run_workers("user_program", 1, tmp_path_factory.mktemp(model), model=model, **EVEN)[0]
+        model: run_workers("user_program", 1, tmp_path_factory.mktemp(model), model=model, **EVEN)[
+            0
+        ]
         for model in ("functional", "subclassed")
     }
 

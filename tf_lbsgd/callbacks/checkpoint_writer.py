@@ -19,6 +19,7 @@ class CheckpointWriter(keras.callbacks.Callback):
         folder: Where checkpoints lie.
         position: Where in the run we are.
         every_steps: Also save when the step is a multiple of this; None: at ends of epochs only.
+        keep: How many checkpoints stay.
         restored_metrics: Metric variables by name, to set once the interrupted epoch begins
             (Keras resets metrics at the start of every epoch).
         is_chief: Whether this worker writes; the others hold the same state and write nothing.
@@ -30,6 +31,7 @@ class CheckpointWriter(keras.callbacks.Callback):
         position: TrainingPosition,
         *,
         every_steps: int | None,
+        keep: int,
         restored_metrics: dict[str, np.ndarray],
         is_chief: bool,
     ) -> None:
@@ -37,6 +39,7 @@ class CheckpointWriter(keras.callbacks.Callback):
         self._folder = folder
         self._position = position
         self._every_steps = every_steps
+        self._keep = keep
         self._restored_metrics = restored_metrics
         self._is_chief = is_chief
 
@@ -70,4 +73,5 @@ class CheckpointWriter(keras.callbacks.Callback):
             checkpoints.Checkpoint(
                 step=self._position.step, arrays={n: np.array(v) for n, v in variables.items()}
             ),
+            keep=self._keep,
         )

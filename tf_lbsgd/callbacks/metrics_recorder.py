@@ -51,11 +51,11 @@ class MetricsRecorder(keras.callbacks.Callback):
         if self._position.step_in_epoch == self._position.steps_per_epoch - 1:
             self._learning_rate = float(self.model.optimizer.learning_rate)
 
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any]) -> None:
         """Remembers when a step ended."""
         self._step_ends.append(time.monotonic())
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
         """Records and prints the epoch."""
         epoch_metrics = {
             "epoch": epoch + 1,

@@ -34,7 +34,7 @@ class ProgressBar(keras.callbacks.Callback):
             disable=not sys.stdout.isatty(),
         )
 
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any]) -> None:
         """Moves the bar."""
         error = 100 * (1 - logs["top_1_accuracy"])
         self._bar.set_postfix_str(f"loss {logs['loss']:.4f}, error {error:.1f} %", refresh=False)

@@ -1,6 +1,5 @@
 """Scalars for TensorBoard."""
 
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -34,7 +33,7 @@ class TensorBoardScalars(keras.callbacks.Callback):
         if self._is_point():
             self._write(learning_rate=float(self.model.optimizer.learning_rate))
 
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any]) -> None:
         """Writes what the step saw."""
         if self._is_point():
             self._write(
@@ -43,7 +42,7 @@ class TensorBoardScalars(keras.callbacks.Callback):
                 skipped_steps=self.model.step_record.skipped_steps.numpy(),
             )
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
         """Writes the epoch's errors and speed."""
         latest = self._run_folder.read_metrics()[-1]
         names = ("train_top_1_error", "validation_top_1_error", "validation_loss")

@@ -1,6 +1,8 @@
 """Evaluates the newest checkpoint of a run on every validation image.
 
     python -m tf_lbsgd.cli.evaluate --run_dir=runs/quickstart
+
+`launch --binary=evaluate` shares the images among several workers on one machine.
 """
 
 from tf_lbsgd.cli import flag_definitions, process

@@ -8,6 +8,7 @@ import dataclasses
 from absl import flags
 
 from tf_lbsgd.recipe import AUGMENTATIONS, MODELS, PRECISIONS, WARMUPS, Recipe
+from tf_lbsgd.run_options import RunOptions
 
 FLAGS = flags.FLAGS
 
@@ -52,6 +53,7 @@ def define_speed_flags() -> None:
     flags.DEFINE_integer(
         "checkpoint_every_steps", None, "Save within epochs too. [at ends of epochs]", lower_bound=1
     )
+    flags.DEFINE_integer("keep_checkpoints", 3, "How many checkpoints stay.", lower_bound=1)
 
 
 def recipe_from_flags() -> Recipe:
@@ -72,10 +74,8 @@ def recipe_from_flags() -> Recipe:
     return Recipe(**values)
 
 
-def run_options_from_flags() -> "RunOptions":
+def run_options_from_flags() -> RunOptions:
     """Returns where and how fast to run, of the flags this binary has."""
-    from tf_lbsgd.training import RunOptions
-
     names = [field.name for field in dataclasses.fields(RunOptions) if field.name in FLAGS]
     return RunOptions(**{name: FLAGS[name].value for name in names})
 

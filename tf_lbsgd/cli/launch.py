@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
     with workers:
         try:
             workers.wait()
-        except launcher.WorkerFailed as failure:
+        except launcher.WorkerFailedError as failure:
             print(failure, file=sys.stderr)
             sys.exit(process.FAILED)
 

@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 from absl import app
 
@@ -90,6 +91,6 @@ def launcher_environment() -> dict[str, str]:
     return {_LAUNCHER_PID: str(os.getpid())}
 
 
-def _end(terminal: object, message: str, status: int) -> int:
+def _end(terminal: TextIO, message: str, status: int) -> int:
     print(message, file=terminal, flush=True)
     return status

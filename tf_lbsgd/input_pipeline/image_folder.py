@@ -128,8 +128,9 @@ def _decode_and_crop(
     def crop_jpeg() -> tf.Tensor:
         shape = tf.io.extract_jpeg_shape(encoded)
         box = box_of(shape[0], shape[1])
+        # The same pixels as Pillow's. INTEGER_FAST saves 3 % and is wrong by 1 to 2 grey levels.
         return tf.io.decode_and_crop_jpeg(
-            encoded, box, channels=_CHANNELS, dct_method="INTEGER_FAST"
+            encoded, box, channels=_CHANNELS, dct_method="INTEGER_ACCURATE"
         )
 
     def crop_other() -> tf.Tensor:

@@ -1,5 +1,7 @@
 """Batch normalization in one kernel, with the paper's constants."""
 
+from typing import Any
+
 import keras
 import tensorflow as tf
 from keras import ops
@@ -44,7 +46,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
     """
 
     def __init__(
-        self, axis: int = -1, momentum: float = 0.9, epsilon: float = 1e-5, **kwargs
+        self, axis: int = -1, momentum: float = 0.9, epsilon: float = 1e-5, **kwargs: Any
     ) -> None:
         """Creates the layer, without weights yet; the class explains the arguments."""
         super().__init__(axis=axis, momentum=momentum, epsilon=epsilon, **kwargs)

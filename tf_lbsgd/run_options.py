@@ -1,0 +1,20 @@
+"""How and where a run goes, which never changes what it computes."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """What changes where and how fast a run goes, never what it computes.
+
+    Attributes:
+        data_dir: Folder of data sets that are found by name.
+        deterministic: Make equal runs on equal machines and layouts bit-identical.
+        checkpoint_every_steps: Save within epochs too; None saves at the end of each epoch.
+        keep_checkpoints: How many of the newest checkpoints stay.
+    """
+
+    data_dir: str | None = None
+    deterministic: bool = False
+    checkpoint_every_steps: int | None = None
+    keep_checkpoints: int = 3
