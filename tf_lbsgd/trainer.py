@@ -21,6 +21,7 @@ file (keras 3.15.1) and the reason.
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -110,6 +111,15 @@ class MultiWorkerTrainer(_MixinBase):
                 skipped_steps=tf.Variable(0, dtype=tf.int64, trainable=False, name="skipped_steps"),
             )
 
+    def get_compile_config(self) -> dict[str, Any]:
+        """Returns what `keras.saving.load_model` compiles the model with."""
+        config = super().get_compile_config()
+        return {**config, "micro_batch_size": self._micro_batch_size} if config else config
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles with the result of `get_compile_config`; `compile` is as serializable here."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """One weight update from this replica's part of the global minibatch.
 
@@ -156,21 +166,18 @@ class MultiWorkerTrainer(_MixinBase):
             num_samples: float32 scalar.
         """
         replica_batch = _batch_dimension(data)
-        size = self._micro_batch_size if training else None
-        size = tf.maximum(replica_batch, 1) if size is None else size
+        size = (self._micro_batch_size if training else None) or tf.maximum(replica_batch, 1)
         num_micro_batches = -(-replica_batch // size)
         replica_id = tf.distribute.get_replica_context().replica_id_in_sync_group
 
-        def run_micro_batch(index: tf.Tensor) -> dict[str, Any]:
-            rows = slice(index * size, tf.minimum((index + 1) * size, replica_batch))
-            micro_batch = tf.nest.map_structure(lambda t: t[rows], data)
-            _restore_static_batch(micro_batch, data, size)
-            return self._micro_batch_totals(
-                micro_batch, replica_id * num_micro_batches + index, training=training
-            )
+        micro_batch_totals = functools.partial(self._micro_batch_totals, training=training)
+        if self.jit_compile:
+            micro_batch_totals = tf.function(micro_batch_totals, jit_compile=True)
 
         def add_micro_batch(index: tf.Tensor, totals: Any) -> tuple[tf.Tensor, Any]:
-            return index + 1, tf.nest.map_structure(tf.add, totals, run_micro_batch(index))
+            micro_batch = _slice_batch(data, index * size, size)
+            more = micro_batch_totals(micro_batch, replica_id * num_micro_batches + index)
+            return index + 1, tf.nest.map_structure(tf.add, totals, more)
 
         _, totals = tf.while_loop(
             lambda index, _: index < num_micro_batches,
@@ -425,12 +432,20 @@ def _batch_dimension(data: Any) -> tf.Tensor | int:
     return tf.shape(first)[0] if static is None else static
 
 
-def _restore_static_batch(micro_batch: Any, data: Any, size: int | tf.Tensor) -> None:
-    """Tells the graph the size of a micro-batch where all are equally large."""
-    replica_batch = _batch_dimension(data)
-    if isinstance(replica_batch, int) and isinstance(size, int) and replica_batch % size == 0:
-        for tensor in tf.nest.flatten(micro_batch):
-            tensor.set_shape([size, *tensor.shape[1:]])
+def _slice_batch(data: Any, start: tf.Tensor, size: int | tf.Tensor) -> Any:
+    """Rows [start, start + size) of every tensor, fewer at the end; of static size where all are
+    equally large.
+    """
+    batch = _batch_dimension(data)
+    is_even = isinstance(batch, int) and isinstance(size, int) and batch % size == 0
+
+    def take(tensor: tf.Tensor | None) -> tf.Tensor | None:
+        if tensor is None:
+            return None
+        rows = tensor[start : tf.minimum(start + size, batch)]
+        return tf.ensure_shape(rows, [size, *tensor.shape[1:]]) if is_even else rows
+
+    return tf.nest.map_structure(take, data)
 
 
 def _replica_spec(spec: tf.TypeSpec) -> Any:

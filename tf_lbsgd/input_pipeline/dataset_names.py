@@ -46,7 +46,7 @@ def open_source(dataset: str, data_dir: str | None, image_size: int | None, spli
         path = _folder_path(argument, data_dir)
         return ImageFolder(path, split, image_size or _DEFAULT_FOLDER_IMAGE_SIZE)
     if dataset == "fashion_mnist_10k":
-        source = ArraySource.fashion_mnist_10k(split)
+        source: Source = ArraySource.fashion_mnist_10k(split)
     elif form == "synthetic":
         source = _open_synthetic(dataset, split)
     else:
