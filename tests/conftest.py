@@ -3,4 +3,5 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent / "multi_worker"))
+_ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(_ROOT / "tests" / "multi_worker"), str(_ROOT / "tools")]

@@ -213,7 +213,7 @@ def test_saves_and_loads_as_keras_does(data, tmp_path):
 
 @pytest.mark.parametrize("micro_batch_size", [0, -1, 2.5, "8"])
 def test_refuses_micro_batch_sizes_that_are_none(micro_batch_size):
-    with pytest.raises(ValueError, match="Received: .* Expected: a positive int"):
+    with pytest.raises(ValueError, match=r"Received: .* Expected: a positive int"):
         compile_model(build(), micro_batch_size=micro_batch_size)
 
 

@@ -85,8 +85,9 @@ class LocalWorkers:
     def _start(self, cluster: Cluster, log: Path) -> "subprocess.Popen[bytes]":
         log.parent.mkdir(parents=True, exist_ok=True)
         environment = {
-            **os.environ,
-            **_share_of_machine(cluster.task_index, len(self.logs)),
+            **_share_of_threads(len(self.logs)),
+            **os.environ,  # whoever sets a number of threads means it
+            **_share_of_gpus(cluster.task_index, len(self.logs)),
             **self.environment,
         }
         environment.pop("TF_CONFIG", None)
@@ -117,20 +118,20 @@ def worker_command(module: str, arguments: Sequence[str]) -> list[str]:
     return [sys.executable, "-m", module, *arguments]
 
 
-def _share_of_machine(task_index: int, num_workers: int) -> dict[str, str]:
+def _share_of_threads(num_workers: int) -> dict[str, str]:
     threads = str(max(1, len(os.sched_getaffinity(0)) // num_workers))
-    share = {
-        "TF_NUM_INTRAOP_THREADS": threads,
-        "TF_NUM_INTEROP_THREADS": threads,
-        "OMP_NUM_THREADS": threads,
-    }
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible and num_workers > 1:
-        gpus = visible.split(",")
-        per_worker = len(gpus) // num_workers
-        mine = gpus[task_index * per_worker : (task_index + 1) * per_worker]
-        share["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
-    return share
+    return dict.fromkeys(
+        ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"), threads
+    )
+
+
+def _share_of_gpus(task_index: int, num_workers: int) -> dict[str, str]:
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    per_worker = len(gpus) // num_workers
+    if per_worker == 0 or gpus == [""]:
+        return {}
+    mine = gpus[task_index * per_worker : (task_index + 1) * per_worker]
+    return {"CUDA_VISIBLE_DEVICES": ",".join(mine)}
 
 
 def _end_processes(processes: Sequence["subprocess.Popen[bytes]"]) -> None:

@@ -72,7 +72,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError("--full would replace the bundled part; give an --output.")
     num_train, num_test = (None, None) if _FULL.value else (_BUNDLED_TRAIN, _BUNDLED_TEST)
     arrays = read_splits(pathlib.Path(_SOURCE_DIR.value), num_train, num_test)
-    np.savez_compressed(_OUTPUT.value, **arrays)
+    np.savez_compressed(_OUTPUT.value, allow_pickle=False, **arrays)
     print(f"{_OUTPUT.value}: {', '.join(f'{k} {v.shape}' for k, v in arrays.items())}")
 
 

@@ -1,6 +1,8 @@
 """Order: the same minibatches whatever the number of replicas, every sample as often as it
 should."""
 
+import itertools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -131,7 +133,7 @@ def test_minibatches_do_not_keep_together(permutations):
     batch = 50
     pairs_of_a_batch = (batch - 1) / (SHUFFLED - 1)
     expected = SHUFFLED * (batch - 1) / 2 * pairs_of_a_batch
-    for before, after in zip(permutations[:-1], permutations[1:], strict=True):
+    for before, after in itertools.pairwise(permutations):
         batch_before, batch_after = np.argsort(before) // batch, np.argsort(after) // batch
         _, together = np.unique(batch_before * SHUFFLED + batch_after, return_counts=True)
         kept = np.sum(together * (together - 1) / 2)

@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-
 _TIMEOUT_SECS = 240
 
 
@@ -23,20 +21,13 @@ def run(binary: str, *arguments: str, **environment: str) -> subprocess.Complete
     )
 
 
-def train(run_dir: Path, num_workers: int, *flags: str) -> dict:
+def train(run_dir: Path, num_workers: int, *flags: str, **environment: str) -> dict:
     """Trains on local workers and returns what the run folder says."""
     arguments = (f"--num_workers={num_workers}", "--", f"--run_dir={run_dir}", *flags)
-    completed = run("launch", *arguments)
+    completed = run("launch", *arguments, **environment)
     assert completed.returncode == 0, completed.stdout + completed.stderr
     return json.loads((run_dir / "result.json").read_text())
 
 
 def epoch_metrics(run_dir: Path) -> list[dict]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-
-
-def final_state(run_dir: Path) -> dict[str, np.ndarray]:
-    """Every variable at the end of the run: weights, BN statistics, momentum."""
-    newest = sorted((run_dir / "checkpoints").glob("step-*.npz"))[-1]
-    with np.load(newest, allow_pickle=False) as arrays:
-        return dict(arrays)

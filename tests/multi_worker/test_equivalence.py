@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
-from commands import epoch_metrics, final_state, train
+from commands import epoch_metrics, train
+from equivalence import GROUPS, read_state, relative_differences
+from local_cluster import run_workers
 
 # k = 4 micro-batches of 32 a step, 5 steps an epoch, 20 steps: warmup, full rate and two drops.
+STEPS = 20
 RECIPE = (
     "--model=resnet8",
     "--dataset=synthetic:16x16x3x10x700",
@@ -19,35 +22,62 @@ RECIPE = (
     "--label_smoothing=0.1",
     "--seed=3",
 )
-# Sums over micro-batches and workers are taken in another order, so each of the 20 steps may round
-# the gradient differently, by 2**-24 of its size an addition. Training amplifies that: measured
-# here 2e-6 of the largest entry of a tensor; an error in the method (a mean taken over the wrong
-# number, a statistic of one worker only, another crop) shows from 1e-3 upward.
-RELATIVE_BOUND = 5e-5
+# The kernels of one thread add up in the same order in every layout. (With another number of
+# threads a kernel splits its sums elsewhere: tools/equivalence.py measures that.)
+KEEP_ALL = ("--checkpoint_every_steps=1", f"--keep_checkpoints={STEPS}")
+ONE_THREAD = {
+    "TF_NUM_INTRAOP_THREADS": "1",
+    "TF_NUM_INTEROP_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+}
+
+# What is left is the order in which 4 micro-batches are added: ((a+b)+c)+d in one process,
+# (a+b)+(c+d) on two workers, in ring order on four. Each of 3 additions rounds by at most
+# 2**-24 = 6e-8 of a partial sum, and partial sums of a gradient are up to 10 times the gradient:
+# 2e-6 of the momentum a step, by the rate 5e-7 of the weights, 20 times that if nothing cancels.
+# Where it does cancel, as here, far less is measured: 2e-8, 8e-8, 3e-7.
+SUMMATION_BOUND = {"weights": 1e-5, "statistics": 1e-5, "momentum": 4e-5}
+
+# In a network of ReLUs rounding sooner or later moves an activation across the kink, where the
+# gradient jumps by a finite amount however small the cause: an expected one or two in 20 steps of
+# 2 million activations. So the first steps are held to rounding, and all 20 to a bound that a
+# flip stays under and an error of method (O(1) in momentum, 0.1 in statistics) does not.
+FIRST_STEPS = 3
+FLIP_BOUND = {"weights": 1e-3, "statistics": 5e-3, "momentum": 5e-2}
+
+
+def relative(one: list, other: list) -> float:
+    one, other = (np.concatenate([np.ravel(a) for a in arrays]) for arrays in (one, other))
+    return float(np.linalg.norm(one - other) / np.linalg.norm(other))
+
+
+def test_a_smooth_network_differs_by_summation_error_after_twenty_steps(tmp_path, monkeypatch):
+    for name, value in ONE_THREAD.items():
+        monkeypatch.setenv(name, value)
+    runs = {n: run_workers("smooth_network", n, tmp_path / str(n)) for n in (1, 2, 4)}
+    reference = runs[1][0]
+    for workers in (runs[2], runs[4]):
+        assert all(worker == workers[0] for worker in workers)  # bit-identical among themselves
+        for group in GROUPS:
+            assert relative(workers[0][group], reference[group]) <= SUMMATION_BOUND[group]
+        assert workers[0]["logs"] == pytest.approx(reference["logs"], rel=1e-6)
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folders = {n: tmp_path_factory.mktemp("runs") / f"workers-{n}" for n in (1, 2, 4)}
     for num_workers, folder in folders.items():
-        train(folder, num_workers, *RECIPE)
+        train(folder, num_workers, *RECIPE, *KEEP_ALL, **ONE_THREAD)
     return folders
 
 
-def largest_relative_difference(one: dict, other: dict, prefix: str) -> float:
-    assert one.keys() == other.keys()
-    names = [n for n in one if n.startswith(prefix) and one[n].dtype.kind == "f"]
-    assert names
-    return max(
-        float(np.max(np.abs(one[n] - other[n])) / (np.max(np.abs(one[n])) + 1e-12)) for n in names
-    )
-
-
 @pytest.mark.parametrize("num_workers", [2, 4])
-def test_weights_statistics_and_momentum_do_not_depend_on_the_workers(runs, num_workers):
-    one, many = final_state(runs[1]), final_state(runs[num_workers])
-    for prefix in ("model/", "optimizer/"):
-        assert largest_relative_difference(one, many, prefix) < RELATIVE_BOUND
+@pytest.mark.parametrize(("step", "bound"), [(FIRST_STEPS, SUMMATION_BOUND), (STEPS, FLIP_BOUND)])
+def test_a_resnet_on_several_workers_has_the_state_of_one(runs, num_workers, step, bound):
+    state, reference = (read_state(runs[n], step) for n in (num_workers, 1))
+    differences = relative_differences(state, reference)
+    print(f"{num_workers} workers, step {step}: {differences}")
+    assert all(differences[group] <= bound[group] for group in GROUPS), differences
 
 
 @pytest.mark.parametrize("num_workers", [2, 4])
@@ -56,7 +86,7 @@ def test_recorded_metrics_do_not_depend_on_the_workers(runs, num_workers):
         for name in ("epoch", "step", "learning_rate", "train_images", "validation_images"):
             assert many[name] == one[name]
         for name in ("train_loss", "validation_loss"):
-            assert many[name] == pytest.approx(one[name], rel=1e-5)
+            assert many[name] == pytest.approx(one[name], rel=1e-3)
         # An image on the edge between two classes may fall to the other side: one of 140.
         for name in ("train_top_1_error", "validation_top_1_error"):
             assert many[name] == pytest.approx(one[name], abs=1.0)
@@ -77,13 +107,5 @@ def test_repeated_deterministic_runs_are_bit_identical(tmp_path):
 
 
 def test_another_seed_gives_other_weights(runs, tmp_path):
-    other = train(
-        tmp_path / "run",
-        1,
-        *RECIPE,
-        "--seed=4",
-        "--epochs=1",
-        "--warmup_epochs=0",
-        "--decay_epochs=",
-    )
+    other = train(tmp_path / "run", 1, *RECIPE, "--seed=4")
     assert other["weights_sha256"] != train(runs[1], 1, *RECIPE)["weights_sha256"]

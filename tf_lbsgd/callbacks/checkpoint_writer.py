@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 
 from tf_lbsgd import checkpoints
 from tf_lbsgd.callbacks.training_position import TrainingPosition
@@ -32,7 +31,7 @@ class CheckpointWriter(keras.callbacks.Callback):
         *,
         every_steps: int | None,
         keep: int,
-        restored_metrics: dict[str, np.ndarray],
+        restored_metrics: dict[str, Any],
         is_chief: bool,
     ) -> None:
         super().__init__()
@@ -71,7 +70,7 @@ class CheckpointWriter(keras.callbacks.Callback):
         checkpoints.save_checkpoint(
             self._folder,
             checkpoints.Checkpoint(
-                step=self._position.step, arrays={n: np.array(v) for n, v in variables.items()}
+                step=self._position.step, arrays={n: v.numpy() for n, v in variables.items()}
             ),
             keep=self._keep,
         )
