@@ -111,6 +111,12 @@ class PreparedRun:
     run_folder: RunFolder
     options: RunOptions
 
+    @property
+    def augmentation(self) -> str:
+        """The recipe's augmentation; "auto" is what suits the data set."""
+        named = self.plan.recipe.augmentation
+        return self.train.default_augmentation if named == "auto" else named
+
 
 def prepare_run(
     recipe: Recipe,
@@ -270,7 +276,7 @@ def training_dataset(
             num_replicas=strategy.num_replicas_in_sync,
             replica_ids=list(replica_ids),
             seed=recipe.seed,
-            augmentation=recipe.augmentation,
+            augmentation=prepared.augmentation,
             start_step=start_step,
         ),
     )

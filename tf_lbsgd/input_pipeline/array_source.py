@@ -27,6 +27,8 @@ _FASHION_MNIST_CLASSES = (
 class ArraySource(Source):
     """Two NumPy arrays; sample i is row i."""
 
+    default_augmentation = "pad_crop"
+
     def __init__(self, images: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]):
         """Wraps the arrays without a copy.
 

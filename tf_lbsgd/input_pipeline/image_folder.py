@@ -40,6 +40,8 @@ class ImageFolder(Source):
     does.
     """
 
+    default_augmentation = "random_resized_crop"
+
     def __init__(self, path: str, split: str, image_size: int):
         """Lists the files; reads none.
 

@@ -5,6 +5,7 @@ Each kind of source has its own file; `dataset_names` opens them by name.
 
 import abc
 from collections.abc import Callable
+from typing import ClassVar
 
 import tensorflow as tf
 
@@ -23,11 +24,14 @@ class Source(abc.ABC):
     tf.distribute strategy, which must come before TensorFlow starts.
 
     Attributes:
+      default_augmentation: What suits images of this kind in training, one of
+        augmentation.AUGMENTATIONS.
       num_examples: Images in the split; sample ids are [0, num_examples).
       image_shape: (height, width, channels) of the images as delivered.
       class_names: One a label.
     """
 
+    default_augmentation: ClassVar[str]
     num_examples: int
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]

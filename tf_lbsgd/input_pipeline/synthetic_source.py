@@ -20,6 +20,8 @@ class SyntheticSource(Source):
     images.
     """
 
+    default_augmentation = "none"
+
     def __init__(
         self, image_shape: tuple[int, int, int], num_classes: int, num_examples: int, split: str
     ):
