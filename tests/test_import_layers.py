@@ -11,6 +11,7 @@ PACKAGE = Path(tf_lbsgd.__file__).parent
 LAYERS = (
     ("cli",),
     ("training", "launcher"),
+    ("audit",),
     ("trainer", "callbacks", "input_pipeline"),
     ("distribution", "optimizers", "schedules", "checkpoints", "models", "metrics"),
     ("layers", "run_folder"),

@@ -6,6 +6,7 @@
     checkpoints/     see `tf_lbsgd.checkpoints`
     tensorboard/     scalars, from the chief
     logs/            worker-I.log, standard error of worker I
+    audit/           worker-I.jsonl, the samples of each step, with --audit_data
 
 Files are replaced whole, so that a reader never sees half of one.
 """
@@ -30,6 +31,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.tensorboard = self.path / "tensorboard"
         self.logs = self.path / "logs"
+        self.audit = self.path / "audit"
         self._recipe = self.path / "recipe.json"
         self._metrics = self.path / "metrics.jsonl"
         self._result = self.path / "result.json"

@@ -12,9 +12,13 @@ class RunOptions:
         deterministic: Make equal runs on equal machines and layouts bit-identical.
         checkpoint_every_steps: Save within epochs too; None saves at the end of each epoch.
         keep_checkpoints: How many of the newest checkpoints stay.
+        cpu_replicas: Replicas that one process without GPUs runs, under MirroredStrategy.
+        audit_data: Record which samples each step used, in the run folder's audit/.
     """
 
     data_dir: str | None = None
     deterministic: bool = False
     checkpoint_every_steps: int | None = None
     keep_checkpoints: int = 3
+    cpu_replicas: int = 1
+    audit_data: bool = False

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_lbsgd import checkpoints, distribution, input_pipeline
+from tf_lbsgd.audit import AuditedModel, AuditLog
 from tf_lbsgd.callbacks import (
     CheckpointWriter,
     MetricsRecorder,
@@ -66,6 +67,8 @@ def run_training(
     options = options or RunOptions()
     if options.deterministic:
         distribution.make_deterministic(recipe.seed)
+    if options.cpu_replicas > 1:
+        distribution.split_cpu(options.cpu_replicas)
     prepared = prepare_run(
         recipe, cluster.num_workers * distribution.replicas_per_worker(), run_dir, options
     )
@@ -79,10 +82,15 @@ def run_training(
     if cluster.is_chief:
         run_folder.claim(recipe)
         print(plan.describe())
-    with strategy.scope():
-        model = create_model(recipe, prepared.train)
-        compile_for_training(model, plan)
     position = TrainingPosition(plan.steps_per_epoch)
+    with strategy.scope():
+        model = create_model(
+            recipe, prepared.train, AuditedModel if options.audit_data else DataParallelModel
+        )
+        compile_for_training(model, plan)
+    if options.audit_data:
+        path = run_folder.audit / f"worker-{cluster.task_index}.jsonl"
+        model.audit_log = AuditLog(path, position)
     restored_metrics = restore_newest_checkpoint(model, run_folder, position)
     if cluster.is_chief:
         run_folder.keep_metrics_before(position.epoch)
@@ -146,7 +154,11 @@ def open_split(
     )
 
 
-def create_model(recipe: Recipe, source: input_pipeline.Source) -> DataParallelModel:
+def create_model(
+    recipe: Recipe,
+    source: input_pipeline.Source,
+    model_class: type[DataParallelModel] = DataParallelModel,
+) -> DataParallelModel:
     """Builds the recipe's model; initial weights depend on the seed alone."""
     return resnet(
         recipe.model,
@@ -154,7 +166,7 @@ def create_model(recipe: Recipe, source: input_pipeline.Source) -> DataParallelM
         image_shape=source.image_shape,
         seed=recipe.seed,
         dtype=_PRECISION_POLICIES[recipe.precision],
-        model_class=DataParallelModel,
+        model_class=model_class,
     )
 
 
@@ -278,6 +290,7 @@ def training_dataset(
             seed=recipe.seed,
             augmentation=prepared.augmentation,
             start_step=start_step,
+            with_ids=prepared.options.audit_data,
         ),
     )
 
@@ -333,7 +346,14 @@ def weights_sha256(model: keras.Model) -> str:
 
 def wait_for_all_workers(strategy: tf.distribute.Strategy) -> None:
     """Keeps the first worker to finish from breaking the others (tensorflow#58434)."""
-    strategy.reduce(tf.distribute.ReduceOp.SUM, tf.constant(1.0), axis=None)
+
+
+    def meet() -> tf.Tensor:
+        return tf.distribute.get_replica_context().all_reduce(
+            tf.distribute.ReduceOp.SUM, tf.constant(1.0)
+        )
+
+    strategy.run(meet)
 
 
 def run_evaluation(

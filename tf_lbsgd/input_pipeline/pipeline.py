@@ -20,6 +20,7 @@ def training_dataset(
     seed: int,
     augmentation: str,
     start_step: int = 0,
+    with_ids: bool = False,
     num_threads: int | None = None,
 ) -> tf.data.Dataset:
     """The training batches of this worker's replicas; over all replicas they do not depend on
@@ -34,12 +35,14 @@ def training_dataset(
       replica_ids: The replicas of this worker, in the order in which they take elements.
       seed: The run's seed; order and crops follow from it.
       augmentation: "none", "pad_crop" or "random_resized_crop".
+      with_ids: Deliver the sample ids too, for an audit of what a step was given.
       start_step: Global step (counted from the start of training) of the first batch.
       num_threads: Threads of a pool of its own; None shares TensorFlow's.
 
     Returns:
       Infinite dataset of (images uint8 [kn / R, height, width, channels], one-hot labels float32
-      [kn / R, num_classes]), shapes static: for each step one element a local replica.
+      [kn / R, num_classes]), and with_ids also ids int64 [kn / R]; shapes static: for each step
+      one element a local replica.
 
     Raises:
       ValueError: if augmentation is unknown, R does not divide kn, or an epoch holds less than kn
@@ -53,7 +56,7 @@ def training_dataset(
         source.num_examples, global_batch_size, num_replicas, replica_ids, seed, start_step
     )
     batches = source.batches(ids, augmentation=augmentation, seed=seed)
-    return _to_device(batches, source.num_classes, len(replica_ids), num_threads)
+    return _to_device(batches, source.num_classes, len(replica_ids), num_threads, with_ids=with_ids)
 
 
 def evaluation_dataset(
@@ -89,7 +92,12 @@ def evaluation_dataset(
 
 
 def _to_device(
-    batches: tf.data.Dataset, num_classes: int, num_local_replicas: int, num_threads: int | None
+    batches: tf.data.Dataset,
+    num_classes: int,
+    num_local_replicas: int,
+    num_threads: int | None,
+    *,
+    with_ids: bool = False,
 ) -> tf.data.Dataset:
     """One-hot labels, read-ahead, and the options that keep order and sharding in our hands."""
     options = tf.data.Options()
@@ -98,8 +106,9 @@ def _to_device(
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     if num_threads is not None:
         options.threading.private_threadpool_size = num_threads
-    return (
-        batches.map(lambda images, labels: (images, tf.one_hot(labels, num_classes)))
-        .prefetch(_STEPS_AHEAD * num_local_replicas)
-        .with_options(options)
-    )
+
+    def deliver(images: tf.Tensor, labels: tf.Tensor, ids: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        batch = (images, tf.one_hot(labels, num_classes))
+        return (*batch, ids) if with_ids else batch
+
+    return batches.map(deliver).prefetch(_STEPS_AHEAD * num_local_replicas).with_options(options)

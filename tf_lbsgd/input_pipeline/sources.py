@@ -64,9 +64,13 @@ class Source(abc.ABC):
           seed: The run's seed.
 
         Returns:
-          Dataset of (images uint8 [m, *image_shape], labels int32 [m]), of the cardinality of
-          `ids`.
+          Dataset of (images uint8 [m, *image_shape], labels int32 [m], ids int64 [m]), of the
+          cardinality of `ids`.
         """
         with tf.device("CPU"):  # arrays and paths that the loader keeps stay on the host
             load = self.batch_loader(augmentation=augmentation, seed=seed)
-        return ids.map(load, num_parallel_calls=_BATCHES_AT_ONCE, deterministic=True)
+        return ids.map(
+            lambda epoch, ids: (*load(epoch, ids), ids),
+            num_parallel_calls=_BATCHES_AT_ONCE,
+            deterministic=True,
+        )

@@ -1,0 +1,95 @@
+"""One global shuffle per epoch, divided among the workers (section 3, "data shuffling").
+
+Proved on what entered the steps of real worker processes, not on what the pipeline meant.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import train
+
+from tf_lbsgd import audit
+
+NUM_IMAGES, GLOBAL_BATCH, EPOCHS = 100, 32, 3
+STEPS_PER_EPOCH = NUM_IMAGES // GLOBAL_BATCH
+RECIPE = (
+    "--model=resnet8",
+    f"--dataset=synthetic:8x8x1x10x{NUM_IMAGES}",
+    f"--global_batch_size={GLOBAL_BATCH}",
+    "--micro_batch_size=8",
+    f"--epochs={EPOCHS}",
+    "--decay_epochs=",
+    "--audit_data",
+)
+EPOCHS_OF_STEPS = [range(e * STEPS_PER_EPOCH, (e + 1) * STEPS_PER_EPOCH) for e in range(EPOCHS)]
+TOOL = Path(__file__).parents[2] / "tools" / "verify_audit.py"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folders = {n: tmp_path_factory.mktemp("audit") / str(n) for n in (1, 2, 4)}
+    for num_workers, folder in folders.items():
+        train(folder, num_workers, *RECIPE)
+    return folders
+
+
+def test_every_epoch_uses_every_image_at_most_once_and_drops_another_tail(runs):
+    for folder in runs.values():
+        audits = audit.audit_epochs(audit.read_audit(folder / "audit"), EPOCHS_OF_STEPS, NUM_IMAGES)
+        assert [a.num_used for a in audits] == [STEPS_PER_EPOCH * GLOBAL_BATCH] * EPOCHS
+        assert all(a.repeated == () for a in audits)
+        assert all(len(a.dropped) == NUM_IMAGES % GLOBAL_BATCH for a in audits)
+        assert len({a.dropped for a in audits}) == EPOCHS
+        assert len({a.sequence_sha256 for a in audits}) == EPOCHS
+
+
+def test_workers_divide_the_same_sequence(runs):
+    reference = audit.read_audit(runs[1] / "audit")
+    for num_workers in (2, 4):
+        records = audit.read_audit(runs[num_workers] / "audit")
+        assert records.keys() == reference.keys()
+        for step, ids in reference.items():
+            np.testing.assert_array_equal(records[step], ids)
+        assert len(list((runs[num_workers] / "audit").iterdir())) == num_workers
+
+
+def verify(run_dir):
+    return subprocess.run(
+        [sys.executable, str(TOOL), f"--run_dir={run_dir}"], capture_output=True, text=True
+    )
+
+
+def test_the_tool_confirms_an_exact_run_and_names_dropped_images(runs):
+    completed = verify(runs[2])
+    assert completed.returncode == 0, completed.stderr
+    assert "Every epoch used each image at most once." in completed.stdout
+    dropped = audit.audit_epochs(audit.read_audit(runs[2] / "audit"), EPOCHS_OF_STEPS, NUM_IMAGES)[
+        0
+    ].dropped
+    assert f"  {dropped[0]} {dropped[1]} " in completed.stdout
+
+
+def test_the_tool_sees_an_image_that_was_used_twice(runs, tmp_path):
+    folder = tmp_path / "spoiled"
+    (folder / "audit").mkdir(parents=True)
+    (folder / "recipe.json").write_text((runs[1] / "recipe.json").read_text())
+    (record,) = (runs[1] / "audit").iterdir()
+    ids = audit.read_audit(runs[1] / "audit")[0]
+    spoiled = record.read_text().replace(f"[{ids[0]}, {ids[1]},", f"[{ids[1]}, {ids[1]},", 1)
+    assert spoiled != record.read_text()
+    (folder / "audit" / record.name).write_text(spoiled)
+
+    completed = verify(folder)
+    assert completed.returncode == 1
+    assert "NOT EXACT" in completed.stdout
+
+
+def test_a_step_that_was_given_other_samples_the_second_time_is_refused(tmp_path):
+    (tmp_path / "worker-0.jsonl").write_text(
+        '{"step": 0, "replica": 0, "ids": [1, 2]}\n{"step": 0, "replica": 0, "ids": [2, 1]}\n'
+    )
+    with pytest.raises(ValueError, match="run twice with other samples"):
+        audit.read_audit(tmp_path)

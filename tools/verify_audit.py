@@ -1,0 +1,54 @@
+"""Checks that every epoch of a run used each image at most once, and names those it dropped.
+
+    python -m tf_lbsgd.cli.launch --num_workers=2 -- ... --run_dir=runs/a --audit_data
+    python tools/verify_audit.py --run_dir=runs/a
+
+Exits with status 1 if an image was used twice or a number is not the plan's.
+"""
+
+import sys
+
+from absl import app, flags
+
+from tf_lbsgd import audit
+from tf_lbsgd.recipe import Plan
+from tf_lbsgd.run_folder import RunFolder
+from tf_lbsgd.run_options import RunOptions
+from tf_lbsgd.training import open_split
+
+_RUN_DIR = flags.DEFINE_string("run_dir", None, "Run trained with --audit_data.", required=True)
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of data sets found by name.")
+_SHOWN = 8
+
+
+def main(_: list[str]) -> None:
+    """Prints a row for each epoch that the audit covers whole."""
+    run_folder = RunFolder(_RUN_DIR.value)
+    recipe = run_folder.read_recipe()
+    source = open_split(recipe, RunOptions(data_dir=_DATA_DIR.value), "train")
+    plan = Plan(recipe, source.num_examples)
+    ids_by_step = audit.read_audit(run_folder.audit)
+    whole_epochs = (max(ids_by_step) + 1) // plan.steps_per_epoch
+    epochs_of_steps = [
+        range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch)
+        for epoch in range(whole_epochs)
+    ]
+    audits = audit.audit_epochs(ids_by_step, epochs_of_steps, source.num_examples)
+    print(f"{'epoch':>5} {'used':>9} {'repeated':>9} {'dropped':>8}  order     dropped ids")
+    for epoch in audits:
+        shown = " ".join(map(str, epoch.dropped[:_SHOWN]))
+        more = " ..." if len(epoch.dropped) > _SHOWN else ""
+        print(
+            f"{epoch.epoch:>5} {epoch.num_used:>9,} {len(epoch.repeated):>9,} "
+            f"{len(epoch.dropped):>8,}  {epoch.sequence_sha256[:8]}  {shown}{more}"
+        )
+    is_exact = all(
+        not epoch.repeated and len(epoch.dropped) == plan.dropped_images_per_epoch
+        for epoch in audits
+    )
+    print("Every epoch used each image at most once." if is_exact else "NOT EXACT.")
+    sys.exit(0 if is_exact else 1)
+
+
+if __name__ == "__main__":
+    app.run(main)
