@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +65,12 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
 
 def load_newest_checkpoint(folder: Path) -> Checkpoint | None:
     """Returns the newest complete checkpoint, or None; says which damaged ones it passed over."""
-    for manifest_path in reversed(_manifests(folder)):
-        try:
-            return _load(manifest_path)
-        except (OSError, ValueError, KeyError) as error:
-            print(f"Checkpoint {manifest_path.stem} is damaged and was passed over: {error}")
-    return None
+    return next(_load_complete(reversed(_manifests(folder))), None)
+
+
+def load_all_checkpoints(folder: Path) -> Iterator[Checkpoint]:
+    """Yields the complete checkpoints, oldest first."""
+    return _load_complete(_manifests(folder))
 
 
 def model_variables(model: keras.Model) -> dict[str, Any]:
@@ -109,6 +110,14 @@ def assign_arrays(variables: dict[str, Any], arrays: dict[str, np.ndarray]) -> N
         )
     for name, variable in variables.items():
         variable.assign(arrays[name])
+
+
+def _load_complete(manifest_paths: Iterable[Path]) -> Iterator[Checkpoint]:
+    for manifest_path in manifest_paths:
+        try:
+            yield _load(manifest_path)
+        except (OSError, ValueError, KeyError) as error:
+            print(f"Checkpoint {manifest_path.stem} is damaged and was passed over: {error}")
 
 
 def _load(manifest_path: Path) -> Checkpoint:

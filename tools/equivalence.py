@@ -11,7 +11,6 @@ Runs that are complete in --run_dir are not repeated.
 """
 
 import dataclasses
-import json
 import os
 import subprocess
 import sys
@@ -130,16 +129,16 @@ def compare_case(name: str, recipe: Recipe, folder: Path) -> list[list[str]]:
 
 def run(recipe: Recipe, layout: Layout, run_dir: Path) -> Path:
     """Trains a recipe in a layout, unless that is done; returns the run folder."""
-    values = {n: v for n, v in recipe.to_json().items() if v is not None}
-    flag_values = {
-        n: ",".join(map(str, v)) if isinstance(v, list) else v for n, v in values.items()
-    }
+    values = {name: value for name, value in recipe.to_json().items() if value is not None}
+    for name, value in values.items():
+        if isinstance(value, list):
+            values[name] = ",".join(map(str, value))
     completed = subprocess.run(
         [
             *(sys.executable, "-m", "tf_lbsgd.cli.launch", f"--num_workers={layout.num_workers}"),
             *("--", f"--run_dir={run_dir}", f"--cpu_replicas={layout.cpu_replicas}"),
             *("--audit_data", "--checkpoint_every_steps=1", f"--keep_checkpoints={_STEPS + 10}"),
-            *(f"--{name}={value}" for name, value in flag_values.items()),
+            *(f"--{name}={value}" for name, value in values.items()),
         ],
         env={**os.environ, **layout.environment},
         capture_output=True,
