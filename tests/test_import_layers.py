@@ -10,6 +10,7 @@ PACKAGE = Path(tf_lbsgd.__file__).parent
 # From the top down; modules of one layer do not import each other.
 LAYERS = (
     ("cli",),
+    ("export",),
     ("training", "launcher"),
     ("audit",),
     ("trainer", "callbacks", "input_pipeline"),

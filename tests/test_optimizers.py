@@ -1,4 +1,4 @@
-"""Momentum SGD against a NumPy transcription of the paper's equations."""
+"""The optimizers against NumPy transcriptions of the papers' equations."""
 
 import subprocess
 import sys
@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_lbsgd.optimizers import MomentumSGD
+import tf_lbsgd as lbsgd
+from tf_lbsgd.optimizers import LARS, MomentumCorrectedSGD, MomentumSGD
 from tf_lbsgd.schedules import WarmupPiecewiseConstantDecay
 
 MOMENTUM = 0.9
@@ -32,6 +33,40 @@ def form_9(w, gradients, learning_rates, nesterov, weight_decay=0.0):
         w = w - eta * (g + MOMENTUM * u if nesterov else u)
         trajectory.append(w)
     return np.array(trajectory)
+
+
+def corrected_form_10(w, gradients, learning_rates, nesterov):
+    """The weights after every step of form (10) with momentum correction: [steps, *w.shape]."""
+    v, eta_old, trajectory = np.zeros_like(w), learning_rates[0], []
+    for g, eta in zip(gradients, learning_rates, strict=True):
+        v = MOMENTUM * (float(eta) / float(eta_old)) * v + eta * g
+        w = w - (eta * g + MOMENTUM * v if nesterov else v)
+        eta_old = eta
+        trajectory.append(w)
+    return np.array(trajectory)
+
+
+def lars(w, gradients, learning_rates, *, weight_decay, trust, epsilon=0.0, nesterov=False):
+    """The weights after every step of LARS: [steps, *w.shape], float64."""
+    v, trajectory = np.zeros_like(w), []
+    for g, eta in zip(gradients, learning_rates, strict=True):
+        w_norm, g_norm = np.linalg.norm(w), np.linalg.norm(g)
+        ratio = 1.0
+        if w_norm > 0 and g_norm > 0:
+            ratio = trust * w_norm / (g_norm + weight_decay * w_norm + epsilon)
+        step = eta * ratio * (g + weight_decay * w)
+        v = MOMENTUM * v + step
+        w = w - (step + MOMENTUM * v if nesterov else v)
+        trajectory.append(w)
+    return np.array(trajectory)
+
+
+def average(weights, ema_momentum):
+    """The average after every step: the first weights, then rho * a + (1 - rho) * w."""
+    averages = [weights[0]]
+    for w in weights[1:]:
+        averages.append(ema_momentum * averages[-1] + (1 - ema_momentum) * w)
+    return np.array(averages)
 
 
 def descend(optimizer, variable, gradients, learning_rates) -> np.ndarray:
@@ -96,6 +131,150 @@ def test_keras_sgd_agrees_until_the_rate_jumps(rng, nesterov):
     shortfall = momentum ** (1 + nesterov) * (eta_new - eta_old) * u
     np.testing.assert_allclose(keras_sgd[jump] - ours[jump], shortfall, rtol=1e-9)
     assert np.abs(shortfall).max() > 1
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_momentum_correction_equals_both_forms_for_any_rates(rng, nesterov, monkeypatch):
+    monkeypatch.setattr(f"{__name__}.MOMENTUM", 0.875)  # exact in float32, to which Keras rounds it
+    start, gradients = rng.normal(size=(4, 3)), rng.normal(size=(NUM_STEPS, 4, 3))
+    learning_rates = np.float32(rng.uniform(0.001, 3.2, NUM_STEPS))  # up and down by large factors
+    variable = keras.Variable(start, name="kernel", dtype="float64")
+    optimizer = MomentumCorrectedSGD(0.1, momentum=0.875, nesterov=nesterov)
+    actual = descend(optimizer, variable, gradients, learning_rates)
+    expected = corrected_form_10(start, gradients, learning_rates, nesterov)
+    np.testing.assert_allclose(actual, expected, rtol=1e-11)
+    expected = form_9(start, gradients, learning_rates, nesterov)
+    np.testing.assert_allclose(actual, expected, rtol=1e-11)
+    uncorrected = keras.Variable(start, name="kernel", dtype="float64")
+    optimizer = keras.optimizers.SGD(0.1, momentum=0.875, nesterov=nesterov)
+    stock = descend(optimizer, uncorrected, gradients, learning_rates)
+    assert np.abs(stock - expected).max() > 1
+
+
+def test_momentum_correction_reads_a_schedule_before_keras_counts_the_step(rng):
+    start, gradients = rng.normal(size=3), rng.normal(size=(12, 3))
+    schedule = WarmupPiecewiseConstantDecay(0.1, 0.8, 5, (8,))
+    variable = keras.Variable(start, name="kernel", dtype="float64")
+    optimizer = MomentumCorrectedSGD(schedule, momentum=0.5, nesterov=True, clipnorm=100.0)
+    optimizer.build([variable])
+    step = tf.function(lambda gradient: optimizer.apply([gradient]))
+    for gradient in gradients:
+        step(tf.constant(gradient))
+    u, w = 0.0, start
+    for g, eta in zip(gradients, schedule(tf.range(12)).numpy(), strict=True):
+        u = 0.5 * u + g
+        w = w - eta * (g + 0.5 * u)
+    np.testing.assert_allclose(variable.numpy(), w, rtol=1e-12)
+    assert float(optimizer.previous_learning_rate) == float(schedule(11))
+
+
+def test_momentum_correction_without_momentum_is_plain_sgd():
+    variable = keras.Variable([1.0], name="kernel")
+    MomentumCorrectedSGD(0.5).apply([tf.ones(1)], [variable])
+    assert variable.numpy() == [0.5]
+
+
+def test_momentum_correction_survives_a_save(rng):
+    start, gradients = rng.normal(size=3), rng.normal(size=(8, 3))
+    variable = keras.Variable(start, name="kernel", dtype="float64")
+    optimizer = MomentumCorrectedSGD(0.1, momentum=0.5)
+    descend(optimizer, variable, gradients[:5], rates(8)[:5])
+    resumed = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
+    assert isinstance(resumed, MomentumCorrectedSGD)
+    resumed_variable = keras.Variable(variable.numpy(), name="kernel", dtype="float64")
+    resumed.build([resumed_variable])
+    resumed.set_weights([v.numpy() for v in optimizer.variables])
+    np.testing.assert_array_equal(
+        descend(resumed, resumed_variable, gradients[5:], rates(8)[5:]),
+        descend(optimizer, variable, gradients[5:], rates(8)[5:]),
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param({}, id="defaults"),
+        pytest.param({"nesterov": True}, id="nesterov"),
+        pytest.param({"epsilon": 0.5}, id="epsilon"),
+        pytest.param({"weight_decay": 0.0}, id="no decay"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [pytest.param("float64", 1e-12, id="float64"), pytest.param("float32", 2e-5, id="float32")],
+)
+def test_lars_equals_its_equations(rng, arguments, dtype, tolerance):
+    start, gradients = rng.normal(size=(4, 3)), rng.normal(size=(NUM_STEPS, 4, 3))
+    arguments = {"weight_decay": WEIGHT_DECAY, **arguments}
+    variable = keras.Variable(start, name="kernel", dtype=dtype)
+    optimizer = LARS(0.1, MOMENTUM, trust_coefficient=0.02, **arguments)
+    actual = descend(optimizer, variable, gradients, 10 * rates(NUM_STEPS))
+    expected = lars(start, gradients, 10 * rates(NUM_STEPS), trust=0.02, **arguments)
+    np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance)
+    assert np.abs(expected[-1] - start).max() > 0.1  # it went somewhere
+
+
+def test_lars_moves_a_layer_by_its_norm_whatever_the_gradient(rng):
+    start, gradient = rng.normal(size=(4, 3)), rng.normal(size=(4, 3))
+    moves = []
+    for scale in (1e-6, 1.0, 1e6):
+        variable = keras.Variable(start, name="kernel", dtype="float64")
+        LARS(2.0, trust_coefficient=0.01).apply([tf.constant(scale * gradient)], [variable])
+        moves.append(variable.numpy() - start)
+    np.testing.assert_allclose(np.linalg.norm(moves[0]), 2.0 * 0.01 * np.linalg.norm(start))
+    np.testing.assert_allclose(moves[1:], [moves[0]] * 2)
+
+
+@pytest.mark.parametrize("name", ["gamma", "beta", "bias"])
+def test_lars_spares_gamma_beta_and_bias_from_trust_ratio_and_decay(rng, name):
+    start, gradients = rng.normal(size=3), rng.normal(size=(NUM_STEPS, 3))
+    variable = keras.Variable(start, name=name, dtype="float64")
+    optimizer = LARS(0.1, MOMENTUM, weight_decay=WEIGHT_DECAY)
+    actual = descend(optimizer, variable, gradients, rates(NUM_STEPS))
+    # Form (10): trust ratio 1 whatever the norms, no decay.
+    v, expected = np.zeros(3), start
+    for step, (g, eta) in enumerate(zip(gradients, rates(NUM_STEPS), strict=True)):
+        v = MOMENTUM * v + eta * g
+        expected = expected - v
+        np.testing.assert_allclose(actual[step], expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("weight", "gradient", "after"),
+    [
+        pytest.param([0.0, 0.0], [1.0, 2.0], [-0.5, -1.0], id="zero weights"),
+        pytest.param([1.0, 2.0], [0.0, 0.0], [0.95, 1.9], id="zero gradient: decay alone"),
+        pytest.param([0.0, 0.0], [0.0, 0.0], [0.0, 0.0], id="both zero"),
+    ],
+)
+def test_lars_has_ratio_one_where_a_norm_is_zero(weight, gradient, after):
+    variable = keras.Variable(weight, name="kernel", dtype="float64")
+    LARS(0.5, weight_decay=0.1).apply([tf.constant(gradient, tf.float64)], [variable])
+    np.testing.assert_allclose(variable.numpy(), after)
+
+
+@pytest.mark.parametrize("optimizer_class", [MomentumSGD, LARS])
+def test_averages_the_weights(rng, optimizer_class):
+    start, gradients = rng.normal(size=3), rng.normal(size=(NUM_STEPS, 3))
+    weights, averages = [], []
+    variable = keras.Variable(start, name="kernel", dtype="float64")
+    optimizer = optimizer_class(0.1, ema_momentum=0.75)
+    for g in gradients:
+        optimizer.apply([tf.constant(g)], [variable])
+        weights.append(variable.numpy())
+        averages.append(optimizer.averages[0].numpy())
+    np.testing.assert_allclose(averages, average(weights, 0.75), rtol=1e-12)
+    plain = keras.Variable(start, name="kernel", dtype="float64")
+    without = optimizer_class(0.1)
+    np.testing.assert_array_equal(descend(without, plain, gradients, [0.1] * NUM_STEPS), weights)
+    assert without.averages == []
+
+
+def test_a_fit_ends_with_the_weights_and_not_with_their_average():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(optimizer=MomentumSGD(0.05, ema_momentum=0.9), loss="mse")
+    model.fit(np.ones((4, 2)), np.ones((4, 1)), epochs=2, verbose=0)
+    assert np.abs(model.optimizer.averages[0].numpy() - model.weights[0].numpy()).max() > 1e-3
 
 
 def test_follows_a_schedule_inside_a_graph(rng):
@@ -166,23 +345,38 @@ def test_trains_in_fit():
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("optimizer_class", "arguments"),
     [
-        pytest.param({"momentum": 1.0}, id="momentum of one"),
-        pytest.param({"momentum": -0.1}, id="negative momentum"),
-        pytest.param({"weight_decay": -1e-4}, id="negative weight decay"),
-        pytest.param({"weight_decay": float("nan")}, id="weight decay not a number"),
+        pytest.param(MomentumSGD, {"momentum": 1.0}, id="momentum of one"),
+        pytest.param(MomentumSGD, {"momentum": -0.1}, id="negative momentum"),
+        pytest.param(MomentumSGD, {"weight_decay": -1e-4}, id="negative weight decay"),
+        pytest.param(MomentumSGD, {"weight_decay": float("nan")}, id="weight decay not a number"),
+        pytest.param(MomentumSGD, {"ema_momentum": 1.0}, id="an average that never moves"),
+        pytest.param(LARS, {"momentum": 1.0}, id="LARS: momentum of one"),
+        pytest.param(LARS, {"trust_coefficient": 0.0}, id="no trust"),
+        pytest.param(LARS, {"epsilon": -1.0}, id="negative epsilon"),
+        pytest.param(
+            MomentumCorrectedSGD, {"gradient_accumulation_steps": 2}, id="Keras' accumulation"
+        ),
     ],
 )
-def test_refuses(arguments):
+def test_refuses(optimizer_class, arguments):
     (name, value), *_ = arguments.items()
     with pytest.raises(ValueError, match=f"Received: {name}={value}. Expected: "):
-        MomentumSGD(0.1, **arguments)
+        optimizer_class(0.1, **arguments)
 
 
-def test_refuses_the_exclusions_of_the_base_class():
-    with pytest.raises(NotImplementedError, match=r"exclude_from_weight_decay=\('bias',\)"):
-        MomentumSGD(0.1).exclude_from_weight_decay(var_names=["bias"])
+@pytest.mark.parametrize("optimizer_class", [MomentumSGD, LARS])
+def test_refuses_the_exclusions_of_the_base_class(optimizer_class):
+    advice = rf"{optimizer_class.__name__}\(..., exclude_from_weight_decay=\('bias',\)"
+    with pytest.raises(NotImplementedError, match=advice):
+        optimizer_class(0.1).exclude_from_weight_decay(var_names=["bias"])
+
+
+def test_names_of_the_package():
+    assert lbsgd.MomentumSGD is MomentumSGD
+    assert lbsgd.LARS is LARS
+    assert lbsgd.MomentumCorrectedSGD is MomentumCorrectedSGD
 
 
 @pytest.mark.parametrize(
@@ -193,7 +387,7 @@ def test_refuses_the_exclusions_of_the_base_class():
     ],
 )
 def test_serialization_round_trip(learning_rate):
-    optimizer = MomentumSGD(learning_rate, 0.8, False, 0.01, ("scale",), name="sgd")
+    optimizer = MomentumSGD(learning_rate, 0.8, False, 0.01, ("scale",), 0.99, name="sgd")
     restored = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
     assert isinstance(restored, MomentumSGD)
     assert restored.get_config() == optimizer.get_config()
@@ -203,9 +397,27 @@ def test_serialization_round_trip(learning_rate):
         "nesterov": False,
         "weight_decay": 0.01,
         "exclude_from_weight_decay": ["scale"],
+        "ema_momentum": 0.99,
         "name": "sgd",
     }
     assert float(restored.learning_rate) == float(optimizer.learning_rate)
+
+
+def test_lars_serialization_round_trip():
+    optimizer = LARS(2.5, 0.8, True, 0.01, ("scale",), 0.002, 1e-9, 0.99, name="layers")
+    restored = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
+    assert isinstance(restored, LARS)
+    assert restored.get_config() == {
+        "learning_rate": 2.5,
+        "momentum": 0.8,
+        "nesterov": True,
+        "weight_decay": 0.01,
+        "exclude_from_weight_decay": ["scale"],
+        "trust_coefficient": 0.002,
+        "epsilon": 1e-9,
+        "ema_momentum": 0.99,
+        "name": "layers",
+    }
 
 
 def test_state_round_trip_continues_the_same_trajectory(rng):
@@ -231,7 +443,8 @@ MIRRORED_SCRIPT = """
     import numpy as np
     import tensorflow as tf
 
-    from tf_lbsgd.optimizers import MomentumSGD
+    from tf_lbsgd.optimizers import LARS, MomentumCorrectedSGD, MomentumSGD
+    from tf_lbsgd.schedules import WarmupPiecewiseConstantDecay
 
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
@@ -273,6 +486,42 @@ MIRRORED_SCRIPT = """
                 assert len(copies) == 2
                 np.testing.assert_allclose(copies, [value, value], rtol=1e-6)
     assert optimizer.iterations.numpy() == 2
+
+    # All the state of every optimizer, against a single replica that is given the sum.
+    def build(make):
+        variables = [keras.Variable([1.0, 2.0], name=name) for name in ("kernel", "gamma")]
+        optimizer = make(WarmupPiecewiseConstantDecay(0.1, 0.8, 2, (4,)))
+        optimizer.build(variables)
+        return variables, optimizer
+
+    for make in (
+        lambda rate: MomentumSGD(rate, weight_decay=0.1, ema_momentum=0.75),
+        lambda rate: LARS(rate, weight_decay=0.1, trust_coefficient=0.1, ema_momentum=0.75),
+        lambda rate: MomentumCorrectedSGD(rate, momentum=0.9, nesterov=True),
+    ):
+        variables, optimizer = build(make)
+        with strategy.scope():
+            mirrored_variables, mirrored = build(make)
+
+        @tf.function
+        def mirrored_step(gradient):
+            def replica_step():
+                replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+                mirrored.apply([tf.cast(replica + 1, tf.float32) / 3 * gradient] * 2)
+
+            strategy.run(replica_step)
+
+        for step in range(6):
+            gradient = tf.constant([1.0 - step, 0.5 * step])
+            optimizer.apply([gradient] * 2)
+            mirrored_step(gradient)
+            for one, two in zip(
+                variables + optimizer.variables, mirrored_variables + mirrored.variables
+            ):
+                copies = strategy.experimental_local_results(two.value)
+                assert len(copies) == 2
+                for copy in copies:
+                    np.testing.assert_allclose(copy.numpy(), one.numpy(), rtol=1e-5, atol=1e-6)
     print("MIRRORED-OK")
 """
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tf_lbsgd.recipe import Plan, Recipe
+from tf_lbsgd.recipe import Phase, Plan, Recipe
 
 IMAGENET_IMAGES = 1_281_167
 
@@ -36,7 +36,16 @@ PAPER_8K = make_recipe(global_batch_size=8192)
         pytest.param({"global_batch_size": 0}, "an integer >= 1", id="empty minibatch"),
         pytest.param({"global_batch_size": 256.0}, "an integer >= 1", id="fractional minibatch"),
         pytest.param({"micro_batch_size": -32}, "an integer >= 1", id="negative micro-batch"),
+        pytest.param({"batch_growth_epochs": 30}, "sequence", id="one growth, not in a sequence"),
+        pytest.param({"batch_growth_epochs": (30.5,)}, "integers", id="growth within an epoch"),
+        pytest.param({"batch_growth_epochs": (0,)}, "> 0", id="growth at the start"),
+        pytest.param({"batch_growth_epochs": (60, 30)}, "increasing", id="growths out of order"),
+        pytest.param({"batch_growth_epochs": (90,)}, "90)", id="growth at the end"),
+        pytest.param({"batch_growth_factor": 1}, "an integer >= 2", id="no growth"),
+        pytest.param({"batch_growth_factor": 2.5}, "an integer >= 2", id="fractional growth"),
         pytest.param({"epochs": True}, "an integer >= 1", id="a boolean is no integer"),
+        pytest.param({"optimizer": "adam"}, "lars", id="unknown optimizer"),
+        pytest.param({"lars_trust_coefficient": 0}, "> 0", id="no trust"),
         pytest.param({"base_learning_rate": 0.0}, "> 0", id="zero rate"),
         pytest.param({"base_learning_rate": math.inf}, "finite", id="infinite rate"),
         pytest.param({"base_learning_rate": "0.1"}, "finite", id="rate as text"),
@@ -44,6 +53,7 @@ PAPER_8K = make_recipe(global_batch_size=8192)
         pytest.param({"warmup": "linear"}, "gradual", id="unknown warm-up"),
         pytest.param({"warmup_epochs": -1.0}, ">= 0", id="negative warm-up"),
         pytest.param({"warmup_epochs": math.nan}, "finite", id="warm-up not a number"),
+        pytest.param({"decay": "exponential"}, "cosine", id="unknown decay"),
         pytest.param({"decay_epochs": 30}, "sequence", id="one drop, not in a sequence"),
         pytest.param({"decay_epochs": (0, 30)}, "> 0", id="drop at the start"),
         pytest.param({"decay_epochs": (60, 30)}, "increasing", id="drops out of order"),
@@ -52,6 +62,9 @@ PAPER_8K = make_recipe(global_batch_size=8192)
         pytest.param({"momentum": 1.0}, "[0, 1)", id="momentum of one"),
         pytest.param({"weight_decay": -1e-4}, ">= 0", id="negative weight decay"),
         pytest.param({"label_smoothing": 1.0}, "[0, 1)", id="all smoothing"),
+        pytest.param({"end_learning_rate": -1e-4}, ">= 0", id="negative end rate"),
+        pytest.param({"ema_momentum": 1.0}, "[0, 1)", id="an average that never moves"),
+        pytest.param({"zero_gamma": 1}, "True or False", id="a number for a switch"),
         pytest.param({"seed": -1}, "2**31", id="negative seed"),
         pytest.param({"seed": 2**31}, "2**31", id="seed of 32 bits"),
         pytest.param({"precision": "float64"}, "bfloat16", id="unknown precision"),
@@ -88,11 +101,33 @@ def test_refuses_a_drop_inside_the_warmup_only_where_there_is_a_warmup():
     make_recipe(global_batch_size=256, **early)
     make_recipe(global_batch_size=8192, warmup="none", **early)
     make_recipe(global_batch_size=8192, decay_epochs=(5,), warmup_epochs=5)
+    with pytest.raises(ValueError, match="not inside the warm-up"):
+        make_recipe(global_batch_size=8192, batch_growth_epochs=(4,), warmup_epochs=5)
 
 
 def test_refuses_a_warmup_longer_than_the_run():
     with pytest.raises(ValueError, match="outlasts"):
         make_recipe(global_batch_size=512, epochs=4, warmup_epochs=5, decay_epochs=())
+
+
+@pytest.mark.parametrize(
+    ("fields", "switch"),
+    [
+        pytest.param({"lars_trust_coefficient": 0.01}, "--optimizer=lars", id="trust"),
+        pytest.param({"decay": "cosine", "decay_epochs": (30,)}, "--decay=step", id="drops"),
+        pytest.param({"decay": "polynomial", "decay_epochs": ()}, "--decay=step", id="no drops"),
+        pytest.param({"end_learning_rate": 1e-3}, "--decay=cosine", id="end rate"),
+        pytest.param({"batch_growth_factor": 2}, "--batch_growth_epochs", id="growth factor"),
+    ],
+)
+def test_refuses_an_option_of_something_that_is_off(fields, switch):
+    with pytest.raises(ValueError, match=f"has an effect only with {switch}"):
+        make_recipe(**fields)
+
+
+def test_refuses_a_rate_that_would_rise():
+    with pytest.raises(ValueError, match=r"less than the peak rate, 3\.2"):
+        make_recipe(global_batch_size=8192, decay="cosine", end_learning_rate=3.2)
 
 
 @pytest.mark.parametrize(
@@ -132,6 +167,9 @@ recipes = st.builds(
     warmup=st.sampled_from(["gradual", "constant", "none"]),
     warmup_epochs=st.none() | st.floats(0, 2),
     decay_epochs=st.none() | st.sampled_from([(), (5,), (5, 5.5)]),
+    batch_growth_epochs=st.sampled_from([(), (5,), [5]]),
+    ema_momentum=st.floats(0, 0.999),
+    zero_gamma=st.booleans(),
     momentum=st.floats(0, 0.999),
     seed=st.integers(0, 2**31 - 1),
 )
@@ -165,6 +203,13 @@ def test_from_json_refuses(values, named):
 
 
 def test_digest_depends_on_every_field_and_not_on_number_types():
+    base = make_recipe(
+        global_batch_size=8192,
+        optimizer="lars",
+        decay="cosine",
+        batch_growth_epochs=(30,),
+        decay_epochs=None,
+    )
     other = {
         "model": "resnet101",
         "dataset": "tfds:imagenet2012",
@@ -172,21 +217,30 @@ def test_digest_depends_on_every_field_and_not_on_number_types():
         "augmentation": "none",
         "global_batch_size": 512,
         "micro_batch_size": 64,
+        "batch_growth_epochs": (31,),
+        "batch_growth_factor": 2,
         "epochs": 91,
+        "optimizer": "momentum",
+        "lars_trust_coefficient": 0.01,
         "base_learning_rate": 0.2,
         "reference_batch_size": 128,
         "warmup": "constant",
         "warmup_epochs": 4.0,
-        "decay_epochs": (40.0,),
+        "decay": "polynomial",
+        "end_learning_rate": 0.001,
         "momentum": 0.8,
         "weight_decay": 0.0,
         "label_smoothing": 0.1,
+        "ema_momentum": 0.99,
+        "zero_gamma": False,
         "seed": 1,
         "precision": "bfloat16",
     }
-    assert other.keys() == {field.name for field in dataclasses.fields(Recipe)}
-    digests = {dataclasses.replace(PAPER_8K, **{name: v}).digest() for name, v in other.items()}
-    assert len(digests | {PAPER_8K.digest()}) == len(other) + 1
+    drops = {dataclasses.replace(PAPER_8K, decay_epochs=v).digest() for v in (None, (), (40.0,))}
+    assert len(drops) == 3
+    assert {*other, "decay_epochs"} == {field.name for field in dataclasses.fields(Recipe)}
+    digests = {dataclasses.replace(base, **{name: v}).digest() for name, v in other.items()}
+    assert len(digests | {base.digest()}) == len(other) + 1
     integer, real = make_recipe(base_learning_rate=1), make_recipe(base_learning_rate=1.0)
     assert integer.digest() == real.digest()
 
@@ -262,6 +316,116 @@ def test_breakpoints_of_a_very_short_run_are_reached():
     assert plan.breakpoints == ((0, plan.learning_rate(0)), (1, plan.learning_rate(1)))
 
 
+@pytest.mark.parametrize(
+    ("decay", "shape"),
+    [
+        pytest.param("cosine", lambda x: (1 + math.cos(math.pi * (1 - x))) / 2, id="cosine"),
+        pytest.param("polynomial", lambda x: x * x, id="polynomial"),
+    ],
+)
+@pytest.mark.parametrize("end", [0.0, 0.02])
+def test_smooth_decays_have_their_closed_form(decay, shape, end):
+    recipe = dataclasses.replace(PAPER_8K, decay=decay, end_learning_rate=end)
+    plan = Plan(recipe, IMAGENET_IMAGES)
+    assert plan.decay_steps == ()
+    for step in range(780, 14_041):
+        expected = end + (3.2 - end) * shape((14_040 - step) / (14_040 - 780))
+        assert plan.learning_rate(step) == pytest.approx(expected, rel=1e-12, abs=1e-15)
+    assert plan.learning_rate(390) == pytest.approx(1.65, rel=1e-12)
+    assert plan.learning_rate(10**6) == end
+    assert [step for step, _ in plan.breakpoints] == [0, 780, 4095, 7410, 10_725, 14_039]
+
+
+def test_a_warmup_may_fill_the_run():
+    recipe = make_recipe(global_batch_size=512, decay="cosine", epochs=2, warmup_epochs=2)
+    plan = Plan(recipe, 5120)
+    assert plan.warmup_steps == plan.total_steps == 20
+    assert plan.learning_rate(19) == pytest.approx(0.1 + 0.1 * 19 / 20)
+    assert plan.breakpoints == ((0, 0.1), (19, plan.learning_rate(19)))
+
+
+# ----------------------------------------------------------------------------- Plan: phases
+
+# Smith et al. 2017 in the paper's setting: kn grows tenfold where the rate would drop.
+GROWING = make_recipe(global_batch_size=8192, batch_growth_epochs=(30, 60))
+
+
+def test_a_run_is_one_phase_unless_its_batch_grows():
+    plan = Plan(PAPER_8K, IMAGENET_IMAGES)
+    (phase,) = plan.phases
+    assert phase == Phase(
+        first_epoch=0,
+        epochs=90,
+        global_batch_size=8192,
+        micro_batches_per_step=256,
+        steps_per_epoch=156,
+        dropped_images_per_epoch=3215,
+        first_step=0,
+    )
+
+
+def test_phases_of_a_growing_batch():
+    plan = Plan(GROWING, IMAGENET_IMAGES, num_replicas=256)
+    assert [dataclasses.astuple(phase) for phase in plan.phases] == [
+        (0, 30, 8192, 256, 156, 3215, 0),
+        (30, 30, 81_920, 2560, 15, 52_367, 4680),
+        (60, 30, 819_200, 25_600, 1, 461_967, 5130),
+    ]
+    assert [(phase.end_epoch, phase.end_step) for phase in plan.phases] == [
+        (30, 4680), (60, 5130), (90, 5160),
+    ]  # fmt: skip
+    assert plan.total_steps == 5160
+    assert plan.warmup_steps == 780
+    # The batch grows instead of the rate's drops; the rate is that of the first batch throughout.
+    assert plan.decay_steps == ()
+    assert plan.breakpoints == ((0, 0.1), (780, 3.2))
+    assert plan.learning_rate(5159) == 3.2
+
+
+def test_drops_given_are_kept_while_the_batch_grows():
+    plan = Plan(dataclasses.replace(GROWING, decay_epochs=(30, 45.5, 80)), IMAGENET_IMAGES)
+    assert plan.decay_steps == (4680, 4680 + round(15.5 * 15), 5130 + 20)
+
+
+@given(
+    num_train_examples=st.integers(64, 5000),
+    edges=st.lists(st.integers(1, 9), max_size=3, unique=True).map(sorted),
+    factor=st.integers(2, 4),
+    replicas=st.sampled_from([1, 2]),
+)
+def test_every_step_belongs_to_the_epoch_that_phases_say(
+    num_train_examples, edges, factor, replicas
+):
+    recipe = make_recipe(
+        global_batch_size=2, micro_batch_size=1, epochs=10, batch_growth_epochs=edges,
+        **({"batch_growth_factor": factor} if edges else {}),
+    )  # fmt: skip
+    if 2 * factor ** len(edges) > num_train_examples:
+        with pytest.raises(ValueError, match="more images than the training set"):
+            Plan(recipe, num_train_examples)
+        return
+    plan = Plan(recipe, num_train_examples, replicas)
+    step = 0
+    for epoch in range(10):
+        kn = 2 * factor ** sum(epoch >= edge for edge in edges)
+        assert plan.phase_of(step).global_batch_size == kn
+        assert plan.phase_of(step).micro_batches_per_step % replicas == 0
+        assert plan.phase_of(step).dropped_images_per_epoch == num_train_examples % kn
+        assert plan.step_at(epoch) == step
+        for step_in_epoch in range(num_train_examples // kn):
+            assert (plan.epoch_of(step), plan.step_in_epoch(step)) == (epoch, step_in_epoch)
+            step += 1
+    assert step == plan.total_steps
+    assert (plan.epoch_of(step), plan.step_in_epoch(step)) == (10, 0)
+
+
+def test_a_batch_that_outgrows_the_training_set_is_told_where_to_start():
+    with pytest.raises(ValueError) as refusal:
+        Plan(GROWING, 800_000)
+    assert "global_batch_size=8192, 100 times as many in the end" in str(refusal.value)
+    assert "at most 8000" in str(refusal.value)
+
+
 # ----------------------------------------------------------------------------- Plan: identities
 
 
@@ -321,6 +485,7 @@ def test_plan_json_agrees_with_the_properties():
     values = json.loads(json.dumps(plan.to_json()))
     assert values.pop("learning_rate") == [[step, rate] for step, rate in plan.breakpoints]
     assert values.pop("decay_steps") == [4680, 9360, 12_480]
+    assert [Phase(**phase) for phase in values.pop("phases")] == list(plan.phases)
     assert len(values) == 14
     for name, value in values.items():
         owner = plan if hasattr(plan, name) else plan.recipe
@@ -336,6 +501,7 @@ def test_plan_table_shows_the_arithmetic():
         "replicas": "8, each 1,024 images = 32 micro-batches a step",
         "epoch": "156 steps; 3,215 of 1,281,167 images dropped",
         "run": "90 epochs = 14,040 steps",
+        "optimizer": "momentum 0.9, weight decay 0.0001",
         "warm-up": "gradual, 780 steps",
         "rate at step 0": "0.1",
         "rate at step 780": "3.2",
@@ -343,3 +509,16 @@ def test_plan_table_shows_the_arithmetic():
         "rate at step 9,360": "0.032",
         "rate at step 12,480": "0.0032",
     }
+
+
+def test_plan_table_shows_what_is_not_the_papers():
+    recipe = dataclasses.replace(GROWING, optimizer="lars", ema_momentum=0.99)
+    lines = Plan(recipe, IMAGENET_IMAGES).describe().splitlines()
+    table = {label.strip(): value.strip() for label, value in (x.split("  ", 1) for x in lines)}
+    assert table["after epoch 30"] == (
+        "81,920 images = 2,560 micro-batches; 15 steps; 52,367 of 1,281,167 images dropped"
+    )
+    assert table["optimizer"] == (
+        "LARS, trust coefficient 0.001, momentum 0.9, weight decay 0.0001, "
+        "evaluates weights averaged with momentum 0.99"
+    )

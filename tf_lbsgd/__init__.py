@@ -19,9 +19,13 @@ from tf_lbsgd.recipe import Recipe
 _MODULES = {
     "BatchNormalization": "tf_lbsgd.layers",
     "DataParallelModel": "tf_lbsgd.trainer",
+    "LARS": "tf_lbsgd.optimizers",
+    "MomentumCorrectedSGD": "tf_lbsgd.optimizers",
     "MomentumSGD": "tf_lbsgd.optimizers",
     "MultiWorkerTrainer": "tf_lbsgd.trainer",
+    "WarmupCosineDecay": "tf_lbsgd.schedules",
     "WarmupPiecewiseConstantDecay": "tf_lbsgd.schedules",
+    "WarmupPolynomialDecay": "tf_lbsgd.schedules",
     "create_strategy": "tf_lbsgd.distribution",
     "resnet": "tf_lbsgd.models",
 }

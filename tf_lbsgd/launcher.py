@@ -7,6 +7,7 @@ fails the others would wait for it for ever (collectives have no timeout), so al
 import contextlib
 import dataclasses
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -14,13 +15,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import psutil
-
 from tf_lbsgd.cluster import Cluster
 
 _POLL_SECS = 0.1
-# When one worker dies its peers fail within about a second of it; what the first says matters.
-_GRACE_SECS = 10.0
 _LOG_TAIL_LINES = 20
 
 
@@ -49,11 +46,13 @@ class LocalWorkers:
         command: Program and arguments, the same for all workers.
         logs: One path a worker, for its standard error, and output unless it is the chief.
         environment: Added to this process' environment.
+        gpus_per_worker: How many GPUs each worker sees, no two the same; 0: it runs on the CPU.
     """
 
     command: Sequence[str]
     logs: Sequence[Path]
     environment: dict[str, str]
+    gpus_per_worker: int
 
     def __enter__(self) -> "LocalWorkers":
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -87,12 +86,10 @@ class LocalWorkers:
         environment = {
             **_share_of_threads(len(self.logs)),
             **os.environ,  # whoever sets a number of threads means it
-            **_share_of_gpus(cluster.task_index, len(self.logs)),
+            **_share_of_gpus(cluster.task_index, self.gpus_per_worker),
             **self.environment,
+            "TF_CONFIG": cluster.to_tf_config(),  # of one worker too: it outweighs SLURM's
         }
-        environment.pop("TF_CONFIG", None)
-        if cluster.is_multi_worker:
-            environment["TF_CONFIG"] = cluster.to_tf_config()
         with log.open("ab") as file:
             return subprocess.Popen(
                 self.command,
@@ -125,28 +122,20 @@ def _share_of_threads(num_workers: int) -> dict[str, str]:
     )
 
 
-def _share_of_gpus(task_index: int, num_workers: int) -> dict[str, str]:
-    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    per_worker = len(gpus) // num_workers
-    if per_worker == 0 or gpus == [""]:
-        return {}
-    mine = gpus[task_index * per_worker : (task_index + 1) * per_worker]
-    return {"CUDA_VISIBLE_DEVICES": ",".join(mine)}
+def _share_of_gpus(task_index: int, gpus_per_worker: int) -> dict[str, str]:
+    mine = range(task_index * gpus_per_worker, (task_index + 1) * gpus_per_worker)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = map(str, mine) if visible is None else visible.split(",")[mine.start : mine.stop]
+    return {"CUDA_VISIBLE_DEVICES": ",".join(names)}
 
 
 def _end_processes(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
-    """Asks, waits, then kills; children of the workers included."""
-    trees = []
+    """Kills the workers, and what they started, at once.
+
+    A gentler SIGTERM would be lost: TensorFlow takes it for a notice of preemption and trains on.
+    Nothing is lost by force: files of a run are whole at any time.
+    """
     for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            worker = psutil.Process(process.pid)
-            trees += [worker, *worker.children(recursive=True)]
-    for member in trees:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            member.terminate()
-    _, alive = psutil.wait_procs(trees, timeout=_GRACE_SECS)
-    for member in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            member.kill()
-    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()

@@ -5,7 +5,9 @@ how many replicas share the work (`Plan.num_replicas`) changes only how fast it 
 """
 
 import dataclasses
+import functools
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -15,10 +17,13 @@ MODELS = ("resnet50", "resnet101", "resnet152", "resnet8", "resnet20", "resnet56
 BUNDLED_DATASETS = ("fashion_mnist_10k",)
 DATASET_SCHEMES = ("folder", "tfrecord", "tfds", "synthetic")
 AUGMENTATIONS = ("auto", "none", "pad_crop", "random_resized_crop")
+OPTIMIZERS = ("momentum", "lars")
 WARMUPS = ("gradual", "constant", "none")
+DECAYS = ("step", "cosine", "polynomial")
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 DECAY_FACTOR = 0.1
+POLYNOMIAL_POWER = 2.0
 _PAPER_EPOCHS = 90
 _PAPER_WARMUP_EPOCHS = 5
 _PAPER_DECAY_EPOCHS = (30, 60, 80)
@@ -30,6 +35,10 @@ def _is_integer(value: object) -> bool:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_sequence_of(accepts: Callable[[Any], bool], value: object) -> bool:
+    return isinstance(value, (tuple, list)) and all(map(accepts, value))
 
 
 def _integer_from(lowest: int) -> tuple[Callable[[Any], bool], str]:
@@ -47,6 +56,10 @@ def _is_dataset(value: object) -> bool:
     return value in BUNDLED_DATASETS or (scheme in DATASET_SCHEMES and bool(location))
 
 
+_POSITIVE = (lambda v: _is_number(v) and v > 0, "a finite number > 0")
+_NON_NEGATIVE = (lambda v: _is_number(v) and v >= 0, "a finite number >= 0")
+_FRACTION = (lambda v: _is_number(v) and 0 <= v < 1, "a number in [0, 1)")
+
 # field: (accepts the value?, what is accepted, in words). None is also accepted by `_OPTIONAL`.
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "model": _one_of(MODELS),
@@ -59,25 +72,38 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "global_batch_size": _integer_from(1),
     "micro_batch_size": _integer_from(1),
     "epochs": _integer_from(1),
-    "base_learning_rate": (lambda v: _is_number(v) and v > 0, "a finite number > 0"),
+    "batch_growth_epochs": (
+        lambda v: _is_sequence_of(lambda e: _is_integer(e) and e > 0, v),
+        "a sequence of integers > 0",
+    ),
+    "batch_growth_factor": _integer_from(2),
+    "optimizer": _one_of(OPTIMIZERS),
+    "lars_trust_coefficient": _POSITIVE,
+    "base_learning_rate": _POSITIVE,
     "reference_batch_size": _integer_from(1),
     "warmup": _one_of(WARMUPS),
-    "warmup_epochs": (lambda v: _is_number(v) and v >= 0, "a finite number >= 0"),
+    "warmup_epochs": _NON_NEGATIVE,
+    "decay": _one_of(DECAYS),
     "decay_epochs": (
-        lambda v: isinstance(v, (tuple, list)) and all(_is_number(e) and e > 0 for e in v),
+        lambda v: _is_sequence_of(lambda e: _is_number(e) and e > 0, v),
         "a sequence of finite numbers > 0",
     ),
-    "momentum": (lambda v: _is_number(v) and 0 <= v < 1, "a number in [0, 1)"),
-    "weight_decay": (lambda v: _is_number(v) and v >= 0, "a finite number >= 0"),
-    "label_smoothing": (lambda v: _is_number(v) and 0 <= v < 1, "a number in [0, 1)"),
+    "end_learning_rate": _NON_NEGATIVE,
+    "momentum": _FRACTION,
+    "weight_decay": _NON_NEGATIVE,
+    "label_smoothing": _FRACTION,
+    "ema_momentum": _FRACTION,
+    "zero_gamma": (lambda v: isinstance(v, bool), "True or False"),
     # TensorFlow's stateless seeds are 32-bit.
     "seed": (lambda v: _is_integer(v) and 0 <= v < 2**31, "an integer in [0, 2**31)"),
     "precision": _one_of(PRECISIONS),
 }
 _OPTIONAL = frozenset({"image_size", "warmup_epochs", "decay_epochs"})
 _REAL_FIELDS = (
-    "base_learning_rate", "warmup_epochs", "momentum", "weight_decay", "label_smoothing"
+    "lars_trust_coefficient", "base_learning_rate", "warmup_epochs", "end_learning_rate",
+    "momentum", "weight_decay", "label_smoothing", "ema_momentum",
 )  # fmt: skip
+_SEQUENCE_FIELDS = ("batch_growth_epochs", "decay_epochs")
 
 
 def _refusal(advice: str, received: str, expected: str) -> ValueError:
@@ -106,16 +132,28 @@ class Recipe:
         augmentation: one of `AUGMENTATIONS`; "auto" lets the data set choose.
         global_batch_size: the paper's kn, images a weight update.
         micro_batch_size: the paper's n, images that share one batch-norm statistic.
+        batch_growth_epochs: epochs at which kn grows and the rate stays: Smith et al. 2017,
+            https://arxiv.org/abs/1711.00489. n stays, so batch-norm statistics mean the same.
+        batch_growth_factor: by how much kn grows each time.
         epochs: passes over the training set.
+        optimizer: "momentum" (Nesterov's, the paper's) or "lars" (You et al. 2017).
+        lars_trust_coefficient: the relative size of a LARS step at rate 1.
         base_learning_rate: the rate at `reference_batch_size` images a step.
         reference_batch_size: images.
         warmup: "gradual" (a constant increment a step), "constant" (base rate, then a jump) or
             "none" (section 2.2). Used only above the reference batch, where there is a gap.
         warmup_epochs: epochs; None is the paper's 5, shortened in proportion below 90 epochs.
-        decay_epochs: epochs at which the rate drops tenfold; None is 30, 60, 80 of 90, scaled.
+        decay: how the rate falls after the warm-up: "step" (tenfold drops), "cosine" or
+            "polynomial" (of power 2), both to `end_learning_rate` at the end of the run.
+        decay_epochs: epochs of the drops; None is 30, 60, 80 of 90, scaled, and no drops where the
+            batch grows instead.
+        end_learning_rate: what a cosine or a polynomial ends at.
         momentum: m, in [0, 1).
         weight_decay: lambda; batch-norm gamma and beta are spared.
         label_smoothing: in [0, 1).
+        ema_momentum: of the average of the weights that is evaluated, in [0, 1); 0 evaluates the
+            weights themselves.
+        zero_gamma: whether the last batch norm of each residual block starts at gamma = 0.
         seed: of initial weights, shuffles and augmentation.
         precision: of the forward and backward pass; the weights are always float32.
 
@@ -129,15 +167,23 @@ class Recipe:
     augmentation: str = "auto"
     global_batch_size: int = 256
     micro_batch_size: int = 32
+    batch_growth_epochs: tuple[int, ...] = ()
+    batch_growth_factor: int = 10
     epochs: int = 90
+    optimizer: str = "momentum"
+    lars_trust_coefficient: float = 0.001
     base_learning_rate: float = 0.1
     reference_batch_size: int = 256
     warmup: str = "gradual"
     warmup_epochs: float | None = None
+    decay: str = "step"
     decay_epochs: tuple[float, ...] | None = None
+    end_learning_rate: float = 0.0
     momentum: float = 0.9
     weight_decay: float = 1e-4
     label_smoothing: float = 0.0
+    ema_momentum: float = 0.0
+    zero_gamma: bool = True
     seed: int = 0
     precision: str = "float32"
 
@@ -151,6 +197,7 @@ class Recipe:
                 )
         self._normalise_numbers()
         self._check_batch()
+        self._check_options_are_used()
         self._check_durations()
 
     def _normalise_numbers(self) -> None:
@@ -160,6 +207,7 @@ class Recipe:
                 object.__setattr__(self, field, float(value))
         if self.decay_epochs is not None:
             object.__setattr__(self, "decay_epochs", tuple(map(float, self.decay_epochs)))
+        object.__setattr__(self, "batch_growth_epochs", tuple(self.batch_growth_epochs))
 
     def _check_batch(self) -> None:
         kn, n = self.global_batch_size, self.micro_batch_size
@@ -171,9 +219,31 @@ class Recipe:
                 f"global_batch_size divisible by {n}",
             )
 
+    def _check_options_are_used(self) -> None:
+        """Refuses an option of something that is off: it would be ignored without a word."""
+        for field, is_on, switch in (
+            ("lars_trust_coefficient", self.optimizer == "lars", "--optimizer=lars"),
+            ("decay_epochs", self.decay == "step", "--decay=step"),
+            ("end_learning_rate", self.decay != "step", "--decay=cosine or --decay=polynomial"),
+            ("batch_growth_factor", bool(self.batch_growth_epochs), "--batch_growth_epochs"),
+        ):
+            value = getattr(self, field)
+            if value != type(self).__dataclass_fields__[field].default and not is_on:
+                raise _refusal(
+                    f"--{field} has an effect only with {switch}: add that, or leave this out.",
+                    f"{field}={value}, decay={self.decay}, optimizer={self.optimizer}, "
+                    f"batch_growth_epochs={self.batch_growth_epochs}",
+                    switch,
+                )
+        if self.end_learning_rate >= self.peak_learning_rate:
+            raise _refusal(
+                "The rate must fall: lower --end_learning_rate.",
+                f"end_learning_rate={self.end_learning_rate}",
+                f"less than the peak rate, {self.peak_learning_rate}",
+            )
+
     def _check_durations(self) -> None:
-        drops = self.resolved_decay_epochs
-        # The warm-up counts only where it is used; a drop inside it would have no clear meaning.
+        # The warm-up counts only where it is used; a change inside it would have no clear meaning.
         earliest = self.resolved_warmup_epochs if self.has_warmup else 0.0
         if earliest > self.epochs:
             raise _refusal(
@@ -181,13 +251,19 @@ class Recipe:
                 f"warmup_epochs={earliest}, epochs={self.epochs}",
                 "warmup_epochs <= epochs",
             )
-        if list(drops) != sorted(set(drops)) or any(not earliest <= d < self.epochs for d in drops):
-            raise _refusal(
-                "Every rate drop must come after the previous one, not inside the warm-up, and "
-                "before the end: change --decay_epochs, --warmup_epochs or --epochs.",
-                f"decay_epochs={drops}",
-                f"strictly increasing epochs in [{earliest}, {self.epochs})",
-            )
+        for field, epochs in (
+            ("decay_epochs", self.resolved_decay_epochs),
+            ("batch_growth_epochs", self.batch_growth_epochs),
+        ):
+            is_increasing = list(epochs) == sorted(set(epochs))
+            if not is_increasing or any(not earliest <= e < self.epochs for e in epochs):
+                raise _refusal(
+                    "Every change of rate or batch must come after the previous one, not inside "
+                    f"the warm-up, and before the end: change --{field}, --warmup_epochs or "
+                    "--epochs.",
+                    f"{field}={epochs}",
+                    f"strictly increasing epochs in [{earliest}, {self.epochs})",
+                )
 
     @property
     def has_warmup(self) -> bool:
@@ -203,16 +279,30 @@ class Recipe:
 
     @property
     def resolved_decay_epochs(self) -> tuple[float, ...]:
-        """When the rate drops, epochs: as given, else (30, 60, 80) * epochs / 90."""
+        """When the rate drops, epochs: as given, else (30, 60, 80) * epochs / 90.
+
+        There are no drops where the rate falls smoothly, and none unless given where kn grows.
+        """
         if self.decay_epochs is not None:
             return self.decay_epochs
+        if self.decay != "step" or self.batch_growth_epochs:
+            return ()
         return tuple(epoch * self.epochs / _PAPER_EPOCHS for epoch in _PAPER_DECAY_EPOCHS)
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """base_learning_rate * kn / reference_batch_size: the linear scaling rule, section 2.1.
+
+        kn is the one that the run starts with: a batch that grows leaves the rate as it is.
+        """
+        return self.base_learning_rate * self.global_batch_size / self.reference_batch_size
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values, the form of `recipe.json` in a run folder."""
         values = dataclasses.asdict(self)
-        if self.decay_epochs is not None:
-            values["decay_epochs"] = list(self.decay_epochs)
+        for field in _SEQUENCE_FIELDS:
+            if values[field] is not None:
+                values[field] = list(values[field])
         return values
 
     @classmethod
@@ -251,10 +341,44 @@ class Recipe:
 
 
 @dataclasses.dataclass(frozen=True)
+class Phase:
+    """Epochs in a row with the same global minibatch; a run is one, or several if its batch grows.
+
+    Attributes:
+        first_epoch: epochs before it.
+        epochs: its length, epochs.
+        global_batch_size: kn, images a step.
+        micro_batches_per_step: k = kn / n.
+        steps_per_epoch: floor(num_train_examples / kn), steps.
+        dropped_images_per_epoch: num_train_examples mod kn; another tail of the shuffle each epoch.
+        first_step: steps before it.
+    """
+
+    first_epoch: int
+    epochs: int
+    global_batch_size: int
+    micro_batches_per_step: int
+    steps_per_epoch: int
+    dropped_images_per_epoch: int
+    first_step: int
+
+    @property
+    def end_epoch(self) -> int:
+        """The first epoch after it."""
+        return self.first_epoch + self.epochs
+
+    @property
+    def end_step(self) -> int:
+        """The first step after it."""
+        return self.first_step + self.epochs * self.steps_per_epoch
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
     """The arithmetic of a recipe on a training set of known size, shared by R replicas.
 
-    A *step* is one weight update, always; a micro-batch is never a step.
+    A *step* is one weight update, always; a micro-batch is never a step. Steps and epochs count
+    from 0. Where the batch grows, what is said of one step or epoch holds for the first phase.
 
     Attributes:
         recipe: what is computed.
@@ -263,7 +387,8 @@ class Plan:
             `gradient_accumulation_steps` and `per_replica_batch_size` depends on it.
 
     Raises:
-        ValueError: when a global minibatch exceeds the training set, or R does not divide k.
+        ValueError: when the largest global minibatch exceeds the training set, or R does not
+            divide k.
     """
 
     recipe: Recipe
@@ -275,16 +400,20 @@ class Plan:
         for field in ("num_train_examples", "num_replicas"):
             if not _is_integer(value := getattr(self, field)) or value < 1:
                 raise _refusal(f"Correct `{field}`.", f"{field}={value!r}", "an integer >= 1")
-        if self.recipe.global_batch_size > self.num_train_examples:
+        recipe = self.recipe
+        growth = recipe.batch_growth_factor ** len(recipe.batch_growth_epochs)
+        if recipe.global_batch_size * growth > self.num_train_examples:
+            grown = f", {growth} times as many in the end" if growth > 1 else ""
             raise _refusal(
                 "One global minibatch holds more images than the training set: lower "
-                "--global_batch_size or use a larger --dataset.",
-                f"global_batch_size={self.recipe.global_batch_size}",
-                f"at most {self.num_train_examples}",
+                "--global_batch_size (or let it grow less), or use a larger --dataset.",
+                f"global_batch_size={recipe.global_batch_size}{grown}",
+                f"at most {self.num_train_examples // growth}",
             )
         self._check_replicas_share_evenly()
 
     def _check_replicas_share_evenly(self) -> None:
+        # R that divides the first k divides them all: k grows by an integer.
         k, replicas = self.micro_batches_per_step, self.num_replicas
         if k % replicas == 0:
             return
@@ -314,40 +443,73 @@ class Plan:
         """kn / R, images that one replica sees in one step."""
         return self.recipe.global_batch_size // self.num_replicas
 
+    @functools.cached_property
+    def phases(self) -> tuple[Phase, ...]:
+        """The run as stretches of constant kn, in order: one, and one for each growth of kn."""
+        recipe, phases = self.recipe, list[Phase]()
+        edges = (0, *recipe.batch_growth_epochs, recipe.epochs)
+        for index, (first_epoch, end_epoch) in enumerate(itertools.pairwise(edges)):
+            kn = recipe.global_batch_size * recipe.batch_growth_factor**index
+            phase = Phase(
+                first_epoch=first_epoch,
+                epochs=end_epoch - first_epoch,
+                global_batch_size=kn,
+                micro_batches_per_step=kn // recipe.micro_batch_size,
+                steps_per_epoch=self.num_train_examples // kn,
+                dropped_images_per_epoch=self.num_train_examples % kn,
+                first_step=phases[-1].end_step if phases else 0,
+            )
+            phases.append(phase)
+        return tuple(phases)
+
+    def phase_of(self, step: int) -> Phase:
+        """The phase of a step; after the last step, the last phase."""
+        return next((p for p in self.phases if step < p.end_step), self.phases[-1])
+
+    def epoch_of(self, step: int) -> int:
+        """The epoch of a step: the number of epochs completed before it."""
+        phase = self.phase_of(step)
+        return phase.first_epoch + (step - phase.first_step) // phase.steps_per_epoch
+
+    def step_in_epoch(self, step: int) -> int:
+        """How many steps of its epoch come before a step."""
+        phase = self.phase_of(step)
+        return (step - phase.first_step) % phase.steps_per_epoch
+
+    def step_at(self, epoch: float) -> int:
+        """The step nearest to a point in time, given in epochs."""
+        phase = next((p for p in self.phases if epoch < p.end_epoch), self.phases[-1])
+        return phase.first_step + round((epoch - phase.first_epoch) * phase.steps_per_epoch)
+
     @property
     def steps_per_epoch(self) -> int:
         """floor(num_train_examples / kn), steps."""
-        return self.num_train_examples // self.recipe.global_batch_size
+        return self.phases[0].steps_per_epoch
 
     @property
     def dropped_images_per_epoch(self) -> int:
         """num_train_examples mod kn, images; another tail of the shuffle each epoch."""
-        return self.num_train_examples % self.recipe.global_batch_size
+        return self.phases[0].dropped_images_per_epoch
 
     @property
     def total_steps(self) -> int:
-        """steps_per_epoch * epochs, steps."""
-        return self.steps_per_epoch * self.recipe.epochs
+        """steps_per_epoch * epochs, summed over the phases, steps."""
+        return self.phases[-1].end_step
 
     @property
     def warmup_steps(self) -> int:
         """round(warmup_epochs * steps_per_epoch), steps; 0 without a warm-up."""
-        if not self.recipe.has_warmup:
-            return 0
-        return round(self.recipe.resolved_warmup_epochs * self.steps_per_epoch)
+        return self.step_at(self.recipe.resolved_warmup_epochs) if self.recipe.has_warmup else 0
 
     @property
     def decay_steps(self) -> tuple[int, ...]:
-        """round(decay_epoch * steps_per_epoch) for every drop: the first step at the new rate."""
-        return tuple(
-            round(epoch * self.steps_per_epoch) for epoch in self.recipe.resolved_decay_epochs
-        )
+        """The first step at the new rate for every drop, to the nearest step."""
+        return tuple(self.step_at(epoch) for epoch in self.recipe.resolved_decay_epochs)
 
     @property
     def peak_learning_rate(self) -> float:
         """base_learning_rate * kn / reference_batch_size: the linear scaling rule, section 2.1."""
-        recipe = self.recipe
-        return recipe.base_learning_rate * recipe.global_batch_size / recipe.reference_batch_size
+        return self.recipe.peak_learning_rate
 
     @property
     def initial_learning_rate(self) -> float:
@@ -357,26 +519,44 @@ class Plan:
     def learning_rate(self, step: int) -> float:
         """The rate that update number `step` (from 0) uses, in float64 (section 2.2).
 
-        Before `warmup_steps`: initial + (peak - initial) * step / warmup_steps if gradual, initial
-        if constant. From then on: peak * 0.1 for each decay step reached.
+        Before W = `warmup_steps`: initial + (peak - initial) * step / W if gradual, initial if
+        constant. From then on, with x = (T - step) / (T - W) left of the T = `total_steps` steps:
+
+            step:        peak * 0.1 for each decay step reached
+            cosine:      end + (peak - end) * (1 + cos(pi * (1 - x))) / 2
+            polynomial:  end + (peak - end) * x**2
         """
-        initial, rate = self.initial_learning_rate, self.peak_learning_rate
+        recipe, initial, peak = self.recipe, self.initial_learning_rate, self.peak_learning_rate
         if step < self.warmup_steps:
-            gradual = self.recipe.warmup == "gradual"
-            rate = initial + (rate - initial) * step / self.warmup_steps if gradual else initial
-        for boundary in self.decay_steps:
-            if step >= boundary:
-                rate *= DECAY_FACTOR
-        return rate
+            is_gradual = recipe.warmup == "gradual"
+            return initial + (peak - initial) * step / self.warmup_steps if is_gradual else initial
+        if recipe.decay == "step":
+            for boundary in self.decay_steps:
+                peak *= DECAY_FACTOR if step >= boundary else 1
+            return peak
+        end = recipe.end_learning_rate
+        # At least 1: a warm-up may fill the run, and what follows it is then never used.
+        decay_length = max(1, self.total_steps - self.warmup_steps)
+        left = max(0, self.total_steps - step) / decay_length
+        if recipe.decay == "cosine":
+            # sin^2(pi x / 2) is (1 + cos(pi (1 - x))) / 2 without cancellation at the end.
+            left = math.sin(math.pi / 2 * left)
+        return end + (peak - end) * left**POLYNOMIAL_POWER
 
     @property
     def breakpoints(self) -> tuple[tuple[int, float], ...]:
-        """(step, rate) at step 0, the end of the warm-up and every drop, in order, each step once.
+        """(step, rate) wherever the rate changes its course, in order, each step once.
 
-        A drop that rounds to the end of a very short run is never used, so it is left out.
+        That is at step 0, at the end of the warm-up, and at every drop, or along a smooth decay at
+        its quarters and at the last step. A drop that rounds to the end of a very short run is
+        never used, so it is left out.
         """
-        steps = sorted({0, self.warmup_steps, *self.decay_steps})
-        return tuple((step, self.learning_rate(step)) for step in steps if step < self.total_steps)
+        steps = {0, self.warmup_steps, *self.decay_steps}
+        if self.recipe.decay != "step":
+            start, length = self.warmup_steps, self.total_steps - self.warmup_steps
+            steps |= {start + length * quarter // 4 for quarter in (1, 2, 3)}
+            steps.add(self.total_steps - 1)
+        return tuple((s, self.learning_rate(s)) for s in sorted(steps) if s < self.total_steps)
 
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON values, the output of `plan --json`; rates as [step, rate] pairs."""
@@ -397,6 +577,7 @@ class Plan:
             "initial_learning_rate": self.initial_learning_rate,
             "peak_learning_rate": self.peak_learning_rate,
             "learning_rate": [list(breakpoint_) for breakpoint_ in self.breakpoints],
+            "phases": [dataclasses.asdict(phase) for phase in self.phases],
         }
 
     def describe(self) -> str:
@@ -415,14 +596,34 @@ class Plan:
                 f"{self.num_replicas:,}, each {self.per_replica_batch_size:,} images = "
                 f"{self.gradient_accumulation_steps:,} micro-batches a step",
             ),
-            (
-                "epoch",
-                f"{self.steps_per_epoch:,} steps; {self.dropped_images_per_epoch:,} of "
-                f"{self.num_train_examples:,} images dropped",
+            ("epoch", self._describe_epoch(self.phases[0])),
+            *(
+                (
+                    f"after epoch {phase.first_epoch:,}",
+                    f"{phase.global_batch_size:,} images = {phase.micro_batches_per_step:,} "
+                    f"micro-batches; {self._describe_epoch(phase)}",
+                )
+                for phase in self.phases[1:]
             ),
             ("run", f"{recipe.epochs:,} epochs = {self.total_steps:,} steps"),
+            ("optimizer", self._describe_optimizer()),
             ("warm-up", warmup),
             *((f"rate at step {step:,}", f"{rate:.6g}") for step, rate in self.breakpoints),
         ]
         width = max(len(label) for label, _ in rows)
         return "\n".join(f"{label:<{width}}  {value}" for label, value in rows)
+
+    def _describe_epoch(self, phase: Phase) -> str:
+        return (
+            f"{phase.steps_per_epoch:,} steps; {phase.dropped_images_per_epoch:,} of "
+            f"{self.num_train_examples:,} images dropped"
+        )
+
+    def _describe_optimizer(self) -> str:
+        recipe = self.recipe
+        words = [f"momentum {recipe.momentum:g}", f"weight decay {recipe.weight_decay:g}"]
+        if recipe.optimizer == "lars":
+            words.insert(0, f"LARS, trust coefficient {recipe.lars_trust_coefficient:g}")
+        if recipe.ema_momentum:
+            words.append(f"evaluates weights averaged with momentum {recipe.ema_momentum:g}")
+        return ", ".join(words)

@@ -84,7 +84,9 @@ class RunFolder:
         """Returns one object for each epoch recorded so far, in order."""
         if not self._metrics.exists():
             return []
-        return [json.loads(line) for line in self._metrics.read_text().splitlines()]
+        lines = self._metrics.read_text().splitlines(keepends=True)
+        # A line without its end was being written when the machine went down.
+        return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def append_metrics(self, epoch_metrics: dict[str, Any]) -> None:
         """Adds the object of one epoch to `metrics.jsonl`."""

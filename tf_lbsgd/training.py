@@ -22,15 +22,16 @@ from tf_lbsgd.callbacks import (
     ProgressBar,
     TensorBoardScalars,
     TrainingPosition,
+    WeightAveraging,
 )
 from tf_lbsgd.cluster import Cluster
 from tf_lbsgd.metrics import SampleCount
 from tf_lbsgd.models import resnet
-from tf_lbsgd.optimizers import MomentumSGD
+from tf_lbsgd.optimizers import LARS, MomentumSGD
 from tf_lbsgd.recipe import Plan, Recipe
 from tf_lbsgd.run_folder import RunFolder
 from tf_lbsgd.run_options import RunOptions
-from tf_lbsgd.schedules import WarmupPiecewiseConstantDecay
+from tf_lbsgd.schedules import create_schedule
 from tf_lbsgd.trainer import DataParallelModel
 
 # Evaluation takes this many images a replica at a time; it changes the speed, not the outcome.
@@ -82,16 +83,16 @@ def run_training(
     if cluster.is_chief:
         run_folder.claim(recipe)
         print(plan.describe())
-    position = TrainingPosition(plan.steps_per_epoch)
+    position = TrainingPosition(plan)
     with strategy.scope():
         model = create_model(
             recipe, prepared.train, AuditedModel if options.audit_data else DataParallelModel
         )
         compile_for_training(model, plan)
+        restored_metrics = restore_newest_checkpoint(model, run_folder, position)
     if options.audit_data:
         path = run_folder.audit / f"worker-{cluster.task_index}.jsonl"
         model.audit_log = AuditLog(path, position)
-    restored_metrics = restore_newest_checkpoint(model, run_folder, position)
     if cluster.is_chief:
         run_folder.keep_metrics_before(position.epoch)
     callbacks = create_callbacks(prepared, position, restored_metrics, is_chief=cluster.is_chief)
@@ -164,6 +165,7 @@ def create_model(
         recipe.model,
         num_classes=source.num_classes,
         image_shape=source.image_shape,
+        zero_gamma=recipe.zero_gamma,
         seed=recipe.seed,
         dtype=_PRECISION_POLICIES[recipe.precision],
         model_class=model_class,
@@ -172,23 +174,33 @@ def create_model(
 
 def compile_for_training(model: DataParallelModel, plan: Plan) -> None:
     """Gives the model the recipe's schedule, optimizer, loss and metrics."""
-    recipe = plan.recipe
-    schedule = WarmupPiecewiseConstantDecay(
-        initial_learning_rate=plan.initial_learning_rate,
-        peak_learning_rate=plan.peak_learning_rate,
-        warmup_steps=plan.warmup_steps,
-        boundaries=plan.decay_steps,
-        warmup=recipe.warmup,
-    )
     model.compile(
-        optimizer=MomentumSGD(
-            schedule, momentum=recipe.momentum, nesterov=True, weight_decay=recipe.weight_decay
-        ),
-        loss=create_loss(recipe),
+        optimizer=create_optimizer(plan.recipe, create_schedule(plan)),
+        loss=create_loss(plan.recipe),
         metrics=create_metrics(),
-        micro_batch_size=recipe.micro_batch_size,
+        micro_batch_size=plan.recipe.micro_batch_size,
         communication_options=distribution.communication_options(),
     )
+
+
+def create_optimizer(
+    recipe: Recipe, schedule: keras.optimizers.schedules.LearningRateSchedule
+) -> keras.optimizers.Optimizer:
+    """The recipe's optimizer, following a schedule."""
+    arguments = {
+        "learning_rate": schedule,
+        "momentum": recipe.momentum,
+        "weight_decay": recipe.weight_decay,
+        "ema_momentum": recipe.ema_momentum,
+    }
+    if recipe.optimizer == "lars":
+        optimizer = LARS(**arguments, trust_coefficient=recipe.lars_trust_coefficient)
+    else:
+        optimizer = MomentumSGD(**arguments, nesterov=True)
+    if recipe.precision == "float16":
+        # Keeps and adapts the loss scale; the trainer decides, on the reduced gradient.
+        return keras.optimizers.LossScaleOptimizer(optimizer)
+    return optimizer
 
 
 def create_loss(recipe: Recipe) -> keras.losses.Loss:
@@ -231,14 +243,17 @@ def create_callbacks(
 ) -> list[keras.callbacks.Callback]:
     """Counting and saving on every worker; showing and recording on the chief alone."""
     recipe, run_folder = prepared.plan.recipe, prepared.run_folder
-    chief_callbacks = [
-        MetricsRecorder(run_folder, position, recipe.global_batch_size),
-        TensorBoardScalars(run_folder, position),
-        ProgressBar(position, recipe.epochs),
-    ]
+    callbacks: list[keras.callbacks.Callback] = [position]
+    if recipe.ema_momentum:
+        callbacks.append(WeightAveraging())
+    if is_chief:
+        callbacks += [
+            MetricsRecorder(run_folder, position),
+            TensorBoardScalars(run_folder, position),
+            ProgressBar(position, recipe.epochs),
+        ]
     return [
-        position,
-        *(chief_callbacks if is_chief else []),
+        *callbacks,
         CheckpointWriter(
             run_folder.checkpoints,
             position,
@@ -257,16 +272,21 @@ def fit(
     position: TrainingPosition,
     callbacks: list[keras.callbacks.Callback],
 ) -> None:
-    """Runs the steps that are left, with Keras `fit`; a half-done epoch first by itself."""
-    plan = prepared.plan
-    while position.step < plan.total_steps:
-        steps_left_in_epoch = plan.steps_per_epoch - position.step_in_epoch
+    """Runs the steps that are left, with Keras `fit`: one call a phase of the plan.
+
+    A half-done epoch comes first, in a call by itself.
+    """
+    while position.step < prepared.plan.total_steps:
+        phase = position.phase
         is_whole_epoch = position.step_in_epoch == 0
+        if position.step == phase.first_step:
+            # Else Keras would widen the compiled step of the phase before to batches of any size.
+            model.make_train_function(force=True)
         model.fit(
-            training_dataset(prepared, strategy, start_step=position.step),
+            training_dataset(prepared, strategy, position),
             initial_epoch=position.epoch,
-            epochs=plan.recipe.epochs if is_whole_epoch else position.epoch + 1,
-            steps_per_epoch=steps_left_in_epoch,
+            epochs=phase.end_epoch if is_whole_epoch else position.epoch + 1,
+            steps_per_epoch=phase.steps_per_epoch - position.step_in_epoch,
             validation_data=evaluation_dataset(prepared.validation, strategy),
             validation_steps=evaluation_steps(prepared.validation, strategy),
             callbacks=callbacks,
@@ -276,20 +296,21 @@ def fit(
 
 
 def training_dataset(
-    prepared: PreparedRun, strategy: tf.distribute.Strategy, start_step: int
+    prepared: PreparedRun, strategy: tf.distribute.Strategy, position: TrainingPosition
 ) -> Any:
-    """The training images from a given step on, divided among the replicas."""
-    recipe = prepared.plan.recipe
+    """The training images from a position to the end of its phase, divided among the replicas."""
+    phase = position.phase
     return distribution.distribute_dataset(
         strategy,
         lambda replica_ids: input_pipeline.training_dataset(
             prepared.train,
-            global_batch_size=recipe.global_batch_size,
+            global_batch_size=phase.global_batch_size,
             num_replicas=strategy.num_replicas_in_sync,
             replica_ids=list(replica_ids),
-            seed=recipe.seed,
+            seed=prepared.plan.recipe.seed,
             augmentation=prepared.augmentation,
-            start_step=start_step,
+            # The pipeline counts steps as if kn had been that of this phase from the start.
+            start_step=position.epoch * phase.steps_per_epoch + position.step_in_epoch,
             with_ids=prepared.options.audit_data,
         ),
     )
@@ -347,7 +368,6 @@ def weights_sha256(model: keras.Model) -> str:
 def wait_for_all_workers(strategy: tf.distribute.Strategy) -> None:
     """Keeps the first worker to finish from breaking the others (tensorflow#58434)."""
 
-
     def meet() -> tf.Tensor:
         return tf.distribute.get_replica_context().all_reduce(
             tf.distribute.ReduceOp.SUM, tf.constant(1.0)
@@ -386,7 +406,9 @@ def run_evaluation(
             f"Nothing to evaluate. Received: no complete checkpoint in {run_folder.checkpoints} "
             "Expected: a run that finished at least an epoch."
         )
-    checkpoints.assign_arrays(checkpoints.model_variables(model), checkpoint.select("model/"))
+    checkpoints.assign_arrays(
+        checkpoints.model_variables(model), evaluated_weights(model, checkpoint)
+    )
     logs = model.evaluate(
         evaluation_dataset(source, strategy),
         steps=evaluation_steps(source, strategy),
@@ -400,3 +422,24 @@ def run_evaluation(
         "validation_top_1_error": 100 * (1 - logs["top_1_accuracy"]),
         "validation_images": int(logs["images"]),
     }
+
+
+def evaluated_weights(
+    model: keras.Model, checkpoint: checkpoints.Checkpoint
+) -> dict[str, np.ndarray]:
+    """Weights and statistics that a run is judged by, named as by `checkpoints.model_variables`.
+
+    The weights are the averages where the optimizer kept some (see `callbacks.WeightAveraging`).
+
+    Args:
+        model: A model of the run's recipe, with any weights.
+        checkpoint: Of the run.
+    """
+    arrays, state = checkpoint.select("model/"), checkpoint.select("optimizer/")
+    averages = [state[name] for name in sorted(state) if name.endswith("_average")]
+    if not averages:
+        return arrays
+    trainable = {id(variable) for variable in model.trainable_variables}
+    variables = checkpoints.model_variables(model).items()
+    names = [name for name, variable in variables if id(variable) in trainable]
+    return arrays | dict(zip(names, averages, strict=True))

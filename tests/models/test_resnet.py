@@ -1,4 +1,4 @@
-"""Golden counts from others, initial weights, shapes, and precision of the ResNets."""
+"""Initial weights, shapes, and precision of the ResNets; counts are in test_golden_numbers.py."""
 
 import keras
 import numpy as np
@@ -28,60 +28,13 @@ def random_images(shape=CIFAR_SHAPE, micro_batch_size=4):
     return tf.constant(images, tf.uint8)
 
 
-def count(weights):
-    return sum(int(np.prod(weight.shape)) for weight in weights)
-
-
 def layers_of(model, layer_class):
     return [layer for layer in model.layers if isinstance(layer, layer_class)]
-
-
-def multiply_adds(model):
-    """Multiply-adds for an image: convolutions and the classifier, its bias included, no more."""
-    convolutions = sum(
-        layer.kernel.shape.num_elements() * layer.output.shape[1] * layer.output.shape[2]
-        for layer in layers_of(model, keras.layers.Conv2D)
-    )
-    return convolutions + sum(count(d.weights) for d in layers_of(model, keras.layers.Dense))
 
 
 def run_until(model, layer_name, images, training=True):
     """Returns what the layer of that name gives out for `images`."""
     return keras.Model(model.input, model.get_layer(layer_name).output)(images, training=training)
-
-
-@pytest.mark.parametrize(
-    ("name", "trainable", "total"),
-    [
-        ("resnet50", 25_557_032, 25_610_152),  # The paper's model, as pycls counts it.
-        ("resnet101", 44_549_160, 44_654_504),
-        ("resnet152", 60_192_808, 60_344_232),
-    ],
-)
-def test_parameters_of_the_imagenet_models(name, trainable, total):
-    model = resnet(name, 1000, IMAGENET_SHAPE)
-    assert (count(model.trainable_weights), count(model.weights)) == (trainable, total)
-
-
-@pytest.mark.parametrize(
-    ("name", "with_identity_shortcuts"),
-    [
-        # He et al., 2015, table 6, counts 0.27 M and 0.85 M: they pad the two shortcuts that
-        # change the shape by zeros. Ours project, which adds the parameters below.
-        ("resnet8", 75_290),
-        ("resnet20", 269_722),
-        ("resnet56", 853_018),
-    ],
-)
-def test_parameters_of_the_cifar_models(name, with_identity_shortcuts):
-    model = resnet(name, 10, CIFAR_SHAPE)
-    projections = (16 * 32 + 2 * 32) + (32 * 64 + 2 * 64)
-    assert count(model.trainable_weights) == with_identity_shortcuts + projections
-
-
-def test_multiply_adds_of_resnet50(resnet50):
-    # The figure of pycls for R-50: 4,087,136,256 in the convolutions, 2,049,000 in the classifier.
-    assert multiply_adds(resnet50) == 4_089_185_256
 
 
 def test_stride_is_on_the_3x3_convolution(resnet50):

@@ -5,6 +5,7 @@ from tf_lbsgd.callbacks.metrics_recorder import MetricsRecorder
 from tf_lbsgd.callbacks.progress_bar import ProgressBar
 from tf_lbsgd.callbacks.tensorboard_scalars import TensorBoardScalars
 from tf_lbsgd.callbacks.training_position import TrainingPosition
+from tf_lbsgd.callbacks.weight_averaging import WeightAveraging
 
 __all__ = [
     "CheckpointWriter",
@@ -12,4 +13,5 @@ __all__ = [
     "ProgressBar",
     "TensorBoardScalars",
     "TrainingPosition",
+    "WeightAveraging",
 ]

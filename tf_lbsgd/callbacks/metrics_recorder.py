@@ -26,25 +26,26 @@ class MetricsRecorder(keras.callbacks.Callback):
     Args:
         run_folder: Where `metrics.jsonl` lies.
         position: Where in the run we are.
-        global_batch_size: Images a step, for images per second.
     """
 
-    def __init__(
-        self, run_folder: RunFolder, position: TrainingPosition, global_batch_size: int
-    ) -> None:
+    def __init__(self, run_folder: RunFolder, position: TrainingPosition) -> None:
         super().__init__()
         self._run_folder = run_folder
         self._position = position
-        self._global_batch_size = global_batch_size
+        self._has_head = False
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Prints the head of the table."""
-        print(" ".join(f"{title:>{width}}" for title, _, width in _COLUMNS), flush=True)
+        """Prints the head of the table, at the first of the run's calls of `fit`."""
+        if not self._has_head:
+            print(" ".join(f"{title:>{width}}" for title, _, width in _COLUMNS), flush=True)
+        self._has_head = True
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Starts the clock."""
         self._epoch_start = time.monotonic()
         self._step_ends: list[float] = []
+        # Now: at the end of the epoch the position is in the next one, where kn may be another.
+        self._global_batch_size = self._position.phase.global_batch_size
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Remembers the rate that the coming step will use."""

@@ -31,7 +31,7 @@ def main(_: list[str]) -> None:
 
 def run() -> None:
     """Entry point of `lbsgd-evaluate`."""
-    flag_definitions.define_place_flags()
+    flag_definitions.define_flags_of("evaluate")
     process.run_binary(main)
 
 

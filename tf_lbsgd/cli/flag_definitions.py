@@ -4,10 +4,20 @@ Only this package touches absl flags: libraries take parameters.
 """
 
 import dataclasses
+import os
+from pathlib import Path
 
 from absl import flags
 
-from tf_lbsgd.recipe import AUGMENTATIONS, MODELS, PRECISIONS, WARMUPS, Recipe
+from tf_lbsgd.recipe import (
+    AUGMENTATIONS,
+    DECAYS,
+    MODELS,
+    OPTIMIZERS,
+    PRECISIONS,
+    WARMUPS,
+    Recipe,
+)
 from tf_lbsgd.run_options import RunOptions
 
 FLAGS = flags.FLAGS
@@ -15,9 +25,17 @@ FLAGS = flags.FLAGS
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Recipe)}
 
 
+def define_flags_of(binary: str) -> None:
+    """Defines the flags of a binary that works in a run folder: train or evaluate."""
+    define_place_flags()
+    if binary == "train":
+        define_recipe_flags()
+        define_speed_flags()
+
+
 def define_recipe_flags() -> None:
     """Defines a flag for each field of `Recipe`, with the field's default."""
-    flags.DEFINE_enum("model", _DEFAULTS["model"], MODELS, "Network.")
+    _define_enum("model", MODELS, "Network.")
     flags.DEFINE_string(
         "dataset",
         None,
@@ -25,20 +43,30 @@ def define_recipe_flags() -> None:
         "synthetic:HEIGHTxWIDTHxCHANNELS.",
     )
     flags.DEFINE_integer("image_size", None, "Side of the square input, pixels.")
-    flags.DEFINE_enum("augmentation", _DEFAULTS["augmentation"], AUGMENTATIONS, "Augmentation.")
+    _define_enum("augmentation", AUGMENTATIONS, "Augmentation.")
     _define_integer("global_batch_size", "Images a weight update: kn.")
     _define_integer("micro_batch_size", "Images that share batch-norm statistics: n.")
+    flags.DEFINE_list("batch_growth_epochs", [], "Epochs where kn grows and the rate stays.")
+    _define_integer("batch_growth_factor", "How many times kn grows there.")
     _define_integer("epochs", "Passes over the training set.")
+    _define_enum("optimizer", OPTIMIZERS, "Nesterov momentum, or layer-wise adaptive rates.")
+    _define_float("lars_trust_coefficient", "Relative size of a LARS step at rate 1.")
     _define_float("base_learning_rate", "Rate at the reference batch.")
     _define_integer("reference_batch_size", "Images a step at the base rate.")
-    flags.DEFINE_enum("warmup", _DEFAULTS["warmup"], WARMUPS, "How the rate starts.")
+    _define_enum("warmup", WARMUPS, "How the rate starts.")
     _define_float("warmup_epochs", "Epochs of warmup. [5, fewer in runs below 90 epochs]")
+    _define_enum("decay", DECAYS, "How the rate falls after the warmup.")
     flags.DEFINE_list("decay_epochs", None, "Epochs where the rate drops tenfold. [30,60,80 of 90]")
-    _define_float("momentum", "Nesterov momentum.")
+    _define_float("end_learning_rate", "What a cosine or polynomial decay ends at.")
+    _define_float("momentum", "Momentum.")
     _define_float("weight_decay", "Weight decay, not applied to batch-norm gamma and beta.")
     _define_float("label_smoothing", "Label smoothing.")
+    _define_float("ema_momentum", "Of the average of the weights that is evaluated; 0: none.")
+    flags.DEFINE_bool(
+        "zero_gamma", _DEFAULTS["zero_gamma"], "Start residual blocks with gamma 0 at their end."
+    )
     _define_integer("seed", "Seed of weights, shuffles and augmentation.")
-    flags.DEFINE_enum("precision", _DEFAULTS["precision"], PRECISIONS, "Of forward and backward.")
+    _define_enum("precision", PRECISIONS, "Of forward and backward.")
 
 
 def define_place_flags() -> None:
@@ -54,6 +82,8 @@ def define_speed_flags() -> None:
         "checkpoint_every_steps", None, "Save within epochs too. [at ends of epochs]", lower_bound=1
     )
     flags.DEFINE_integer("keep_checkpoints", 3, "How many checkpoints stay.", lower_bound=1)
+    flags.DEFINE_integer("cpu_replicas", 1, "Replicas in a process without GPUs.", lower_bound=1)
+    flags.DEFINE_bool("audit_data", False, "Record which samples each step used.")
 
 
 def recipe_from_flags() -> Recipe:
@@ -70,7 +100,8 @@ def recipe_from_flags() -> Recipe:
             "synthetic:HEIGHTxWIDTHxCHANNELS, or a --flagfile that has one."
         )
     if values["decay_epochs"] is not None:
-        values["decay_epochs"] = _numbers("decay_epochs", values["decay_epochs"])
+        values["decay_epochs"] = _numbers("decay_epochs", float)
+    values["batch_growth_epochs"] = _numbers("batch_growth_epochs", int)
     return Recipe(**values)
 
 
@@ -84,14 +115,25 @@ def require_run_dir() -> str:
     """Returns --run_dir.
 
     Raises:
-        ValueError: it was not given.
+        ValueError: it was not given, or nobody could make a folder there.
     """
     if not FLAGS.run_dir:
         raise ValueError(
             "No run folder. Received: no --run_dir. Expected: --run_dir=runs/NAME, a folder to "
             "make or to continue."
         )
+    path = Path(FLAGS.run_dir).absolute()
+    existing = next(p for p in (path, *path.parents) if os.path.exists(p))
+    if not existing.is_dir():
+        raise ValueError(
+            f"The run folder is not a folder. Received: run_dir={FLAGS.run_dir}, where {existing} "
+            "is a file. Expected: a folder, or a path where one can be made."
+        )
     return FLAGS.run_dir
+
+
+def _define_enum(name: str, choices: tuple[str, ...], description: str) -> None:
+    flags.DEFINE_enum(name, _DEFAULTS[name], choices, description)
 
 
 def _define_integer(name: str, description: str) -> None:
@@ -102,10 +144,12 @@ def _define_float(name: str, description: str) -> None:
     flags.DEFINE_float(name, _DEFAULTS[name], description)
 
 
-def _numbers(name: str, texts: list[str]) -> tuple[float, ...]:
+def _numbers(name: str, number: type[int] | type[float]) -> tuple[float, ...]:
+    texts = FLAGS[name].value
     try:
-        return tuple(float(text) for text in texts)
+        return tuple(number(text) for text in texts)
     except ValueError as error:
+        kind = "integers" if number is int else "numbers"
         raise ValueError(
-            f"--{name} is a list of numbers. Received: {','.join(texts)} Expected: such as 30,60,80"
+            f"--{name} is a list of {kind}. Received: {','.join(texts)} Expected: such as 30,60,80"
         ) from error

@@ -2,6 +2,8 @@
 
     python -m tf_lbsgd.cli.launch --num_workers=2 -- --flagfile=flags/quickstart.flags \
         --run_dir=runs/quickstart
+
+What follows `--` are flags of the workers: `python -m tf_lbsgd.cli.train --help` lists them.
 """
 
 import sys
@@ -12,45 +14,46 @@ from tf_lbsgd import launcher
 from tf_lbsgd.cli import flag_definitions, process
 from tf_lbsgd.run_folder import RunFolder
 
-_NUM_WORKERS = flags.DEFINE_integer("num_workers", 2, "Worker processes.", lower_bound=1)
+_NUM_WORKERS = flags.DEFINE_integer(
+    "num_workers", 2, "Worker processes; on the CPU if GPUs are fewer.", lower_bound=1
+)
 _BINARY = flags.DEFINE_enum("binary", "train", ["train", "evaluate"], "What the workers run.")
 
 
 def main(argv: list[str]) -> None:
     """Checks the workers' flags as they will, then starts them and waits."""
     num_workers, binary = _NUM_WORKERS.value, _BINARY.value
-    worker_arguments = argv[1:]
-    flags.FLAGS(argv)  # what follows `--`
+    flags.FLAGS.remove_flag_values(["num_workers", "binary"])  # no worker knows them
+    flag_definitions.define_flags_of(binary)
+    process.parse_flags(argv)  # what follows `--`
     run_folder = RunFolder(flag_definitions.require_run_dir())
-    with process.discard_standard_error():
-        from tf_lbsgd import distribution, training
+    options = flag_definitions.run_options_from_flags()
+    recipe = flag_definitions.recipe_from_flags() if binary == "train" else run_folder.read_recipe()
+    with process.hold_standard_error():
+        import tensorflow as tf
 
-        num_replicas = num_workers * distribution.replicas_per_worker()
+        from tf_lbsgd import training
+
+        gpus_per_worker = len(tf.config.list_physical_devices("GPU")) // num_workers
     if binary == "train":
-        training.prepare_run(
-            flag_definitions.recipe_from_flags(),
-            num_replicas,
-            run_folder.path,
-            flag_definitions.run_options_from_flags(),
-        )
+        num_replicas = num_workers * (gpus_per_worker or options.cpu_replicas)
+        training.prepare_run(recipe, num_replicas, run_folder.path, options)
     workers = launcher.LocalWorkers(
-        command=launcher.worker_command(f"tf_lbsgd.cli.{binary}", worker_arguments),
+        command=launcher.worker_command(f"tf_lbsgd.cli.{binary}", argv[1:]),
         logs=[run_folder.log(index) for index in range(num_workers)],
         environment=process.launcher_environment(),
+        gpus_per_worker=gpus_per_worker,
     )
     with workers:
         try:
             workers.wait()
         except launcher.WorkerFailedError as failure:
             print(failure, file=sys.stderr)
-            sys.exit(process.FAILED)
+            sys.exit(max(failure.status, process.FAILED))  # a signal's status is negative
 
 
 def run() -> None:
     """Entry point of `lbsgd-launch`: the workers' flags follow `--`."""
-    flag_definitions.define_recipe_flags()
-    flag_definitions.define_place_flags()
-    flag_definitions.define_speed_flags()
     process.run_binary(main, takes_arguments=True)
 
 

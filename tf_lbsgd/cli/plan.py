@@ -24,7 +24,7 @@ def main(_: list[str]) -> None:
     recipe = flag_definitions.recipe_from_flags()
     num_train_examples = _NUM_TRAIN_EXAMPLES.value
     if num_train_examples is None:
-        with process.discard_standard_error():
+        with process.hold_standard_error():
             from tf_lbsgd.input_pipeline import open_source
 
         source = open_source(

@@ -6,14 +6,16 @@ Imported before TensorFlow, so that TensorFlow's start-up chatter goes to the lo
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
-from absl import app
+from absl import app, flags
 
 # Exit statuses of all binaries.
 DONE = 0
@@ -31,17 +33,19 @@ def run_binary(main: Callable[[list[str]], None], *, takes_arguments: bool = Fal
     `MISCONFIGURED`. Any other exception is a failure with its traceback in the log.
     """
 
+    def parse(argv: list[str]) -> list[str]:
+        try:
+            return parse_flags(argv, takes_arguments=takes_arguments)
+        except ValueError as error:
+            sys.exit(_end(sys.stderr, f"Error: {error}", MISCONFIGURED))
+
     def guarded(argv: list[str]) -> int:
         terminal = os.fdopen(os.dup(sys.stderr.fileno()), "w")
         try:
-            if len(argv) > 1 and not takes_arguments:
-                raise ValueError(
-                    f"Arguments are flags. Received: {' '.join(argv[1:])} Expected: --name=value"
-                )
             main(argv)
             return DONE
         except ValueError as error:
-            if not os.path.sameopenfile(terminal.fileno(), sys.stderr.fileno()):
+            if _has_log(terminal):
                 traceback.print_exc()
             return _end(terminal, f"Error: {error}", MISCONFIGURED)
         except KeyboardInterrupt:
@@ -49,31 +53,59 @@ def run_binary(main: Callable[[list[str]], None], *, takes_arguments: bool = Fal
         except Exception as error:
             traceback.print_exc()
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            return _end(terminal, f"Failed: {reason}", FAILED)
+            return _end(terminal, f"Failed: {reason} (the log has all of it)", FAILED)
 
-    app.run(guarded)
+    _list_flags_in_help()
+    app.run(guarded, flags_parser=parse)
 
 
-def send_standard_error_to(log: Path) -> None:
-    """Appends this process' standard error, TensorFlow's included, to a log file."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    sys.stderr.flush()
-    os.dup2(descriptor, sys.stderr.fileno())
-    os.close(descriptor)
+def parse_flags(argv: list[str], *, takes_arguments: bool = False) -> list[str]:
+    """Parses flags as absl does, and returns the program's name and the other arguments.
+
+    Raises:
+        ValueError: a flag is unknown or has an impossible value, or an argument is no flag.
+    """
+    try:
+        remaining = flags.FLAGS(argv)
+    except flags.Error as error:
+        raise ValueError(
+            f"A flag cannot be used. Received: {error} Expected: flags as --help lists them."
+        ) from error
+    if len(remaining) > 1 and not takes_arguments:
+        raise ValueError(
+            f"Arguments are flags. Received: {' '.join(remaining[1:])} Expected: --name=value"
+        )
+    return remaining
 
 
 @contextlib.contextmanager
-def discard_standard_error() -> Iterator[None]:
-    """Keeps the chatter of a starting TensorFlow off the terminal of a binary without a log."""
+def hold_standard_error() -> Iterator[BinaryIO]:
+    """Keeps the chatter of a starting TensorFlow off the terminal; yields the file that has it.
+
+    Nothing lasting is written: until the input is checked there should be no log.
+    """
+    sys.stderr.flush()
     saved = os.dup(sys.stderr.fileno())
-    with open(os.devnull, "w") as devnull:
-        os.dup2(devnull.fileno(), sys.stderr.fileno())
+    held = tempfile.TemporaryFile()  # noqa: SIM115 - read after the block, gone with the process
+    os.dup2(held.fileno(), sys.stderr.fileno())
     try:
-        yield
+        yield held
     finally:
+        sys.stderr.flush()
         os.dup2(saved, sys.stderr.fileno())
         os.close(saved)
+
+
+def send_standard_error_to(log: Path, held: BinaryIO | None = None) -> None:
+    """Appends what was held, and from now on this process' standard error, to a log file."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as file:
+        if held is not None:
+            held.seek(0)
+            shutil.copyfileobj(held, file)
+        file.flush()
+        sys.stderr.flush()
+        os.dup2(file.fileno(), sys.stderr.fileno())
 
 
 def end_with_launcher() -> None:
@@ -89,6 +121,20 @@ def end_with_launcher() -> None:
 def launcher_environment() -> dict[str, str]:
     """Returns what a launcher adds to the environment of its workers."""
     return {_LAUNCHER_PID: str(os.getpid())}
+
+
+def _has_log(terminal: TextIO) -> bool:
+    """Whether standard error goes to a log, so that a traceback there is not in the user's way."""
+    is_redirected = not os.path.sameopenfile(terminal.fileno(), sys.stderr.fileno())
+    return is_redirected or _LAUNCHER_PID in os.environ
+
+
+def _list_flags_in_help() -> None:
+    """Has --help list this package's flags whichever module defined them, and not absl's own."""
+    for module, its_flags in flags.FLAGS.flags_by_module_dict().items():
+        if module.startswith(__package__):
+            for flag in its_flags:
+                flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
 
 
 def _end(terminal: TextIO, message: str, status: int) -> int:

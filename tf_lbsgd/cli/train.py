@@ -18,13 +18,17 @@ def main(_: list[str]) -> None:
     run_folder = RunFolder(flag_definitions.require_run_dir())
     run_folder.check(recipe)
     cluster = Cluster.from_environment()
-    process.send_standard_error_to(run_folder.log(cluster.task_index))
+    options = flag_definitions.run_options_from_flags()
+    with process.hold_standard_error() as chatter:
+        import tensorflow as tf
 
-    from tf_lbsgd.training import run_training  # TensorFlow's chatter goes to the log
+        from tf_lbsgd import training
 
-    result = run_training(
-        recipe, cluster, run_folder.path, flag_definitions.run_options_from_flags()
-    )
+        num_gpus = len(tf.config.list_physical_devices("GPU"))
+        num_replicas = cluster.num_workers * (num_gpus or options.cpu_replicas)
+        training.prepare_run(recipe, num_replicas, run_folder.path, options)
+    process.send_standard_error_to(run_folder.log(cluster.task_index), chatter)
+    result = training.run_training(recipe, cluster, run_folder.path, options)
     if cluster.is_chief:
         print(
             f"\nValidation top-1 error: {result['validation_top_1_error']:.2f} % "
@@ -36,9 +40,7 @@ def main(_: list[str]) -> None:
 
 def run() -> None:
     """Entry point of `lbsgd-train`."""
-    flag_definitions.define_recipe_flags()
-    flag_definitions.define_place_flags()
-    flag_definitions.define_speed_flags()
+    flag_definitions.define_flags_of("train")
     process.run_binary(main)
 
 

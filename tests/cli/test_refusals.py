@@ -1,0 +1,207 @@
+"""Bad input is refused before any worker starts, in words, with nothing left behind."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from commands import run
+
+from tf_lbsgd.cli.process import MISCONFIGURED
+from tf_lbsgd.recipe import Recipe
+
+# k = 4 micro-batches a step, 2 steps an epoch.
+RECIPE = (
+    "--dataset=synthetic:8x8x1x10x80",
+    "--model=resnet8",
+    "--global_batch_size=32",
+    "--micro_batch_size=8",
+    "--epochs=1",
+    "--decay_epochs=",
+    "--warmup_epochs=0",
+    "--augmentation=none",
+)
+RUN = (*RECIPE, "--run_dir=PLACE/run")
+WORKERS = {"worker": ["localhost:2221", "localhost:2222", "localhost:2223"]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A command, and what its refusal must say. PLACE is a folder made for the test."""
+
+    binary: str
+    arguments: tuple[str, ...]
+    says: tuple[str, ...]
+    tf_config: str = ""
+    imports_tensorflow: bool = False
+
+
+def tf_config_case(config: object, *says: str) -> Case:
+    text = config if isinstance(config, str) else json.dumps(config)
+    return Case("train", RUN, says, tf_config=text)
+
+
+def task(index: object, job: str = "worker") -> dict:
+    return {"type": job, "index": index}
+
+
+def folder_case(name: str, *says: str, binary: str = "train") -> Case:
+    arguments = (*RUN, f"--dataset=folder:PLACE/{name}")
+    arguments = arguments if binary == "train" else ("--", *arguments)
+    return Case(binary, arguments, (name, *says), imports_tensorflow=True)
+
+
+# kn = 36 is not a whole number of micro-batches of 8.
+UNEVEN = ("global_batch_size=36", "32 or 40")
+# Three replicas cannot share 4 micro-batches.
+SHARED_BY_THREE = ("num_replicas=3", "1, 2, 4 replicas", "--global_batch_size=24 or 48")
+FORMS = ("imagenet", "fashion_mnist_10k", "folder:PATH")
+
+CASES = {
+    # Batch arithmetic.
+    "train: kn not divisible by n": Case("train", (*RUN, "--global_batch_size=36"), UNEVEN),
+    "plan: kn not divisible by n": Case("plan", (*RECIPE, "--global_batch_size=36"), UNEVEN),
+    "launch: kn not divisible by n": Case("launch", ("--", *RUN, "--global_batch_size=36"), UNEVEN),
+    "launch: k not divisible by replicas": Case(
+        "launch", ("--num_workers=3", "--", *RUN), SHARED_BY_THREE, imports_tensorflow=True
+    ),
+    "plan: k not divisible by replicas": Case(
+        "plan", (*RECIPE, "--num_replicas=3", "--num_train_examples=80"), SHARED_BY_THREE
+    ),
+    "train: k not divisible by replicas": Case(
+        "train",
+        RUN,
+        SHARED_BY_THREE,
+        tf_config=json.dumps({"cluster": WORKERS, "task": task(1)}),
+        imports_tensorflow=True,
+    ),
+    "plan: kn above the training set": Case(
+        "plan", (*RECIPE, "--num_train_examples=31"), ("global_batch_size=32", "at most 31")
+    ),
+    # TF_CONFIG.
+    "TF_CONFIG: not JSON": tf_config_case("{'cluster'", "TF_CONFIG is not JSON"),
+    "TF_CONFIG: not an object": tf_config_case("[1, 2]", "not an object"),
+    "TF_CONFIG: empty object": tf_config_case("{}", "`cluster`"),
+    "TF_CONFIG: no cluster": tf_config_case({"task": task(0)}, "`cluster`"),
+    "TF_CONFIG: empty cluster": tf_config_case({"cluster": {}, "task": task(0)}, "`cluster`"),
+    "TF_CONFIG: no task": tf_config_case({"cluster": WORKERS}, "`task`"),
+    "TF_CONFIG: index out of range": tf_config_case(
+        {"cluster": WORKERS, "task": task(3)}, "Received: 3", "0 to 2"
+    ),
+    "TF_CONFIG: index is text": tf_config_case({"cluster": WORKERS, "task": task("1")}, "'1'"),
+    "TF_CONFIG: duplicate address": tf_config_case(
+        {"cluster": {"worker": ["localhost:2221"] * 2}, "task": task(0)}, "['localhost:2221']"
+    ),
+    "TF_CONFIG: address without port": tf_config_case(
+        {"cluster": {"worker": ["localhost", "localhost:2222"]}, "task": task(0)}, "host:port"
+    ),
+    "TF_CONFIG: task of an absent job": tf_config_case(
+        {"cluster": WORKERS, "task": task(0, "chief")}, "`task.type`", "'chief'"
+    ),
+    "TF_CONFIG: parameter server": tf_config_case(
+        {"cluster": {**WORKERS, "ps": ["localhost:2224"]}, "task": task(0, "ps")}, "['ps']"
+    ),
+    # Data.
+    "train: unknown dataset": Case("train", (*RUN, "--dataset=imagenet"), FORMS),
+    "launch: unknown dataset": Case("launch", ("--", *RUN, "--dataset=imagenet"), FORMS),
+    "train: missing dataset": Case("train", ("--run_dir=PLACE/run",), ("--dataset",)),
+    "plan: missing dataset": Case("plan", (), ("--dataset",)),
+    "launch: missing dataset": Case("launch", ("--", "--run_dir=PLACE/run"), ("--dataset",)),
+    "train: absent folder": folder_case("absent", "no train split"),
+    "launch: empty folder": folder_case("empty", "no train split", binary="launch"),
+    "train: folder without classes": folder_case("no_classes", "No class"),
+    "launch: folder without validation": folder_case(
+        "no_validation", "no validation split", "'val'", binary="launch"
+    ),
+    # Run folder.
+    "train: missing run_dir": Case("train", RECIPE, ("--run_dir",)),
+    "launch: missing run_dir": Case("launch", ("--", *RECIPE), ("--run_dir",)),
+    "evaluate: missing run_dir": Case("evaluate", (), ("--run_dir",)),
+    "train: run_dir is a file": Case("train", (*RECIPE, "--run_dir=PLACE/file"), ("PLACE/file",)),
+    "train: run_dir under a file": Case(
+        "train", (*RECIPE, "--run_dir=PLACE/file/run"), ("PLACE/file is a file",)
+    ),
+    "train: run of another recipe": Case(
+        "train",
+        (*RECIPE, "--run_dir=PLACE/other", "--momentum=0.8"),
+        ("PLACE/other", "momentum: 0.8 here, 0.9 in the", "micro_batch_size: 8 here, 16 in the"),
+    ),
+    "evaluate: no such folder": Case("evaluate", ("--run_dir=PLACE/run",), ("No run",)),
+    "evaluate: folder without a run": Case("evaluate", ("--run_dir=PLACE/empty",), ("No run",)),
+    "launch: evaluate without a run": Case(
+        "launch", ("--binary=evaluate", "--", "--run_dir=PLACE/empty"), ("No run",)
+    ),
+    # Flags.
+    "train: unknown model": Case("train", (*RUN, "--model=vgg16"), ("--model=vgg16", "resnet50")),
+    "launch: unknown model": Case(
+        "launch", ("--", *RUN, "--model=vgg16"), ("--model=vgg16", "resnet50")
+    ),
+    "train: unknown flag": Case("train", (*RUN, "--batch_size=32"), ("'batch_size'",)),
+    "train: not a number": Case("train", (*RUN, "--epochs=ninety"), ("--epochs=ninety",)),
+    "train: not numbers": Case("train", (*RUN, "--decay_epochs=3,x"), ("decay_epochs", "3,x")),
+    "train: negative rate": Case(
+        "train", (*RUN, "--base_learning_rate=-1"), ("base_learning_rate=-1",)
+    ),
+    "train: absent flagfile": Case("train", ("--flagfile=PLACE/absent",), ("PLACE/absent",)),
+    "train: stray argument": Case("train", (*RUN, "epochs=2"), ("Received: epochs=2",)),
+    "plan: stray argument": Case("plan", (*RECIPE, "now"), ("Received: now",)),
+    "evaluate: stray argument": Case("evaluate", ("PLACE/run",), ("Received: PLACE/run",)),
+    "launch: stray argument": Case("launch", ("--", *RUN, "now"), ("Received: now",)),
+    "launch: no workers": Case("launch", ("--num_workers=0", "--", *RUN), ("--num_workers=0",)),
+    "launch: worker flags before --": Case("launch", RUN, ("'dataset'",)),
+    "launch: launcher flags after --": Case(
+        "launch", ("--", *RUN, "--num_workers=2"), ("'num_workers'",)
+    ),
+}
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder of things that are in the way."""
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "no_classes" / "train").mkdir(parents=True)
+    (tmp_path / "no_validation" / "train" / "cat").mkdir(parents=True)
+    (tmp_path / "no_validation" / "train" / "cat" / "1.jpg").touch()
+    (tmp_path / "other").mkdir()
+    other = Recipe(
+        model="resnet8",
+        dataset="synthetic:8x8x1x10x80",
+        global_batch_size=32,
+        micro_batch_size=16,
+        epochs=1,
+        decay_epochs=(),
+        warmup_epochs=0,
+        augmentation="none",
+    )
+    (tmp_path / "other" / "recipe.json").write_text(json.dumps(other.to_json()))
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def no_tensorflow(tmp_path_factory) -> Path:
+    """A folder for PYTHONPATH where importing TensorFlow fails: what needs it is not quick."""
+    folder = tmp_path_factory.mktemp("no_tensorflow")
+    (folder / "tensorflow.py").write_text("raise ImportError('TensorFlow was imported')")
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    return {str(p): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_bad_input_is_refused(case, place, no_tensorflow):
+    before = contents(place)
+    environment = {} if case.imports_tensorflow else {"PYTHONPATH": str(no_tensorflow)}
+    arguments = [argument.replace("PLACE", str(place)) for argument in case.arguments]
+
+    refused = run(case.binary, *arguments, TF_CONFIG=case.tf_config, **environment)
+
+    assert refused.returncode == MISCONFIGURED, refused.stderr
+    assert refused.stdout == ""
+    assert refused.stderr.startswith("Error: ")
+    for words in ("Received:", "Expected:", *case.says):
+        assert words.replace("PLACE", str(place)) in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert contents(place) == before

@@ -1,0 +1,299 @@
+"""The launcher and its workers as real processes: what they leave, and how they end."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from commands import epoch_metrics, run, train
+
+from tf_lbsgd import launcher
+from tf_lbsgd.cli.process import FAILED
+
+# k = 4 micro-batches a step. Enough steps that a run is still going when its first epoch is
+# recorded, and all that a resume could lose: batch norm, momentum, a schedule, augmentation.
+EPOCHS, STEPS_PER_EPOCH = 12, 4
+RECIPE = (
+    "--dataset=synthetic:8x8x1x10x150",
+    "--model=resnet8",
+    "--global_batch_size=32",
+    "--micro_batch_size=8",
+    "--reference_batch_size=8",
+    "--base_learning_rate=0.02",
+    f"--epochs={EPOCHS}",
+    "--warmup_epochs=2",
+    "--decay_epochs=6,9",
+    "--augmentation=pad_crop",
+    "--deterministic",
+    "--checkpoint_every_steps=1",
+)
+METRICS = {
+    "epoch", "step", "learning_rate", "train_loss", "train_top_1_error", "validation_loss",
+    "validation_top_1_error", "validation_images", "images_per_second", "seconds",
+}  # fmt: skip
+RESULTS = {
+    "epochs", "steps", "validation_top_1_error", "final_validation_top_1_error", "weights_sha256",
+    "images_per_second",
+}  # fmt: skip
+DURATIONS = {"images_per_second", "seconds"}
+
+_START_SECS = 120.0
+_END_SECS = 10.0
+
+
+class Launch:
+    """A `launch` of two workers that can be watched and killed."""
+
+    def __init__(self, run_dir: Path):
+        self.run_dir = run_dir
+        self.arguments = ("--num_workers=2", "--", f"--run_dir={run_dir}", *RECIPE)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tf_lbsgd.cli.launch", *self.arguments],
+            env={k: v for k, v in os.environ.items() if k != "TF_CONFIG"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def wait_until_mid_epoch(self) -> None:
+        """Returns between two steps of an epoch after the first."""
+        manifests = (self.run_dir / "checkpoints").glob
+
+        def is_mid_epoch() -> bool:
+            assert self._process.poll() is None, self._process.communicate()
+            newest = max((int(p.stem[-9:]) for p in manifests("step-*.json")), default=0)
+            return newest > STEPS_PER_EPOCH and newest % STEPS_PER_EPOCH == 1
+
+        wait_until(is_mid_epoch, _START_SECS)
+
+    def processes(self) -> list[psutil.Process]:
+        """Everything on this machine that was started for this run."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if f"--run_dir={self.run_dir}" in process.cmdline():
+                    found.append(process)
+        return found
+
+    def workers(self) -> list[psutil.Process]:
+        """The workers, by task index."""
+        workers = [p for p in self.processes() if p.pid != self._process.pid]
+        return sorted(workers, key=lambda p: tf_config(p)["task"]["index"])
+
+    def send(self, number: signal.Signals) -> None:
+        """Sends a signal to the launcher alone."""
+        self._process.send_signal(number)
+
+    def end(self) -> tuple[int, str]:
+        """Waits for the launcher; returns exit status and standard error."""
+        _, errors = self._process.communicate(timeout=_END_SECS)
+        return self._process.returncode, errors
+
+    def clean_up(self) -> None:
+        """Ends what a failed test left."""
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._process.communicate()
+
+
+def wait_until(condition: Callable[[], bool], timeout_secs: float) -> None:
+    deadline = time.monotonic() + timeout_secs
+    while not condition():
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.005)
+
+
+def tf_config(worker: psutil.Process) -> dict:
+    return json.loads(worker.environ()["TF_CONFIG"])
+
+
+def ports(worker: psutil.Process) -> list[int]:
+    return [int(address.split(":")[1]) for address in tf_config(worker)["cluster"]["worker"]]
+
+
+def assert_free(port: int) -> None:
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # TIME_WAIT holds no port
+        sock.bind(("", port))
+
+
+def files(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Contents and time of every file of a run but the logs."""
+    paths = [p for p in folder.rglob("*") if p.is_file() and p.parent.name != "logs"]
+    return {str(p): (p.read_bytes(), p.stat().st_mtime_ns) for p in paths}
+
+
+def without_durations(metrics: list[dict]) -> list[dict]:
+    return [{n: v for n, v in epoch.items() if n not in DURATIONS} for epoch in metrics]
+
+
+@pytest.fixture
+def launch(tmp_path) -> Iterator[Launch]:
+    launched = Launch(tmp_path / "run")
+    yield launched
+    launched.clean_up()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+    """An uninterrupted run: its folder, and what `launch` printed."""
+    run_dir = tmp_path_factory.mktemp("finished") / "run"
+    return run_dir, run("launch", "--num_workers=2", "--", f"--run_dir={run_dir}", *RECIPE)
+
+
+def test_terminal_shows_one_table_and_no_chatter(finished):
+    _, completed = finished
+    assert completed.returncode == 0, completed.stderr
+    assert completed.stderr == ""
+    lines = completed.stdout.splitlines()
+    (head,) = [i for i, line in enumerate(lines) if line.split()[:2] == ["epoch", "step"]]
+    rows = [line.split()[:2] for line in lines[head + 1 : head + 1 + EPOCHS]]
+    assert rows == [[str(e), str(e * STEPS_PER_EPOCH)] for e in range(1, EPOCHS + 1)]
+    assert completed.stdout.count("Validation top-1 error:") == 1
+    assert "TensorFlow" not in completed.stdout
+
+
+def test_chatter_is_in_the_log_of_each_worker(finished):
+    run_dir, _ = finished
+    logs = sorted((run_dir / "logs").iterdir())
+    assert [log.name for log in logs] == ["worker-0.log", "worker-1.log"]
+    for log in logs:
+        assert "TensorFlow" in log.read_text()
+        assert "Traceback" not in log.read_text()
+
+
+def test_run_folder_holds_what_the_contract_names(finished):
+    run_dir, _ = finished
+    names = {path.name for path in run_dir.iterdir()}
+    assert names == {
+        "recipe.json", "metrics.jsonl", "result.json", "checkpoints", "tensorboard", "logs"
+    }  # fmt: skip
+    recipe = json.loads((run_dir / "recipe.json").read_text())
+    assert (recipe["model"], recipe["global_batch_size"]) == ("resnet8", 32)
+    assert list((run_dir / "tensorboard").glob("events.out.tfevents.*"))
+
+    metrics = epoch_metrics(run_dir)
+    assert [m["epoch"] for m in metrics] == list(range(1, EPOCHS + 1))
+    assert all(set(m) >= METRICS for m in metrics)
+    assert {m["validation_images"] for m in metrics} == {30}  # a fifth of the training images
+    assert all(0 <= m[n] <= 100 for m in metrics for n in METRICS if n.endswith("_error"))
+
+    result = json.loads((run_dir / "result.json").read_text())
+    assert set(result) >= RESULTS
+    assert (result["epochs"], result["steps"]) == (EPOCHS, EPOCHS * STEPS_PER_EPOCH)
+    assert result["final_validation_top_1_error"] == metrics[-1]["validation_top_1_error"]
+    last_five = sorted(m["validation_top_1_error"] for m in metrics[-5:])
+    assert result["validation_top_1_error"] == last_five[2]
+    assert len(bytes.fromhex(result["weights_sha256"])) == 32
+
+
+def test_complete_run_is_not_run_again(finished):
+    run_dir, _ = finished
+    before = files(run_dir)
+    again = run("launch", "--num_workers=2", "--", f"--run_dir={run_dir}", *RECIPE)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert again.stdout.count("This run is complete") == 1
+    assert files(run_dir) == before
+
+
+def test_killed_worker_ends_the_run_and_is_named(launch):
+    launch.wait_until_mid_epoch()
+    workers = launch.workers()
+    ports_of_cluster = ports(workers[0])
+    workers[1].kill()
+    status, errors = launch.end()
+
+    assert status == FAILED
+    log = launch.run_dir / "logs" / "worker-1.log"
+    assert f"Worker 1 was killed by signal 9. The end of {log}:" in errors
+    assert f"  | {log.read_text().splitlines()[-1]}" in errors
+    assert launch.processes() == []
+    for port in ports_of_cluster:
+        assert_free(port)
+
+
+def test_interrupt_ends_all_and_breaks_no_file(launch):
+    launch.wait_until_mid_epoch()
+    launch.send(signal.SIGINT)
+
+    assert launch.end() == (128 + signal.SIGINT, "Interrupted.\n")
+    assert launch.processes() == []
+    assert json.loads((launch.run_dir / "recipe.json").read_text())["epochs"] == EPOCHS
+    assert epoch_metrics(launch.run_dir)[0]["epoch"] == 1
+    assert not (launch.run_dir / "result.json").exists()
+
+
+def test_killed_launcher_takes_its_workers_along_and_the_run_continues_exactly(launch, finished):
+    launch.wait_until_mid_epoch()
+    assert len(launch.workers()) == 2
+    launch.send(signal.SIGKILL)
+    wait_until(lambda: launch.processes() == [], _END_SECS)
+    assert 1 <= len(epoch_metrics(launch.run_dir)) < EPOCHS
+
+    resumed = train(launch.run_dir, 2, *RECIPE)
+
+    uninterrupted = json.loads((finished[0] / "result.json").read_text())
+    assert resumed["weights_sha256"] == uninterrupted["weights_sha256"]
+    assert without_durations(epoch_metrics(launch.run_dir)) == without_durations(
+        epoch_metrics(finished[0])
+    )
+
+
+def environments_of_workers(folder: Path, num_workers: int, gpus_per_worker: int) -> list[str]:
+    """What each of a number of workers finds: size of the cluster, index, visible GPUs."""
+    report = (
+        "import os, sys; from tf_lbsgd.cluster import Cluster; c = Cluster.from_environment();"
+        "print(c.num_workers, c.task_index, os.environ['CUDA_VISIBLE_DEVICES'], file=sys.stderr)"
+    )
+    logs = [folder / f"worker-{index}.log" for index in range(num_workers)]
+    command = [sys.executable, "-c", report]
+    with launcher.LocalWorkers(command, logs, {}, gpus_per_worker) as workers:
+        workers.wait()
+    return [log.read_text().rstrip("\n") for log in logs]
+
+
+@pytest.mark.parametrize(
+    ("visible", "num_workers", "gpus_per_worker", "expected"),
+    [
+        (None, 2, 4, ["2 0 0,1,2,3", "2 1 4,5,6,7"]),
+        ("3,5,7", 3, 1, ["3 0 3", "3 1 5", "3 2 7"]),
+        ("GPU-a,GPU-b,GPU-c", 2, 1, ["2 0 GPU-a", "2 1 GPU-b"]),
+        (None, 2, 0, ["2 0 ", "2 1 "]),
+        ("", 1, 0, ["1 0 "]),
+    ],
+)
+def test_no_two_workers_see_the_same_gpu(
+    visible, num_workers, gpus_per_worker, expected, tmp_path, monkeypatch
+):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert environments_of_workers(tmp_path, num_workers, gpus_per_worker) == expected
+
+
+def test_a_launch_inside_a_slurm_job_is_a_cluster_of_its_own(tmp_path, monkeypatch):
+    slurm = {"NTASKS": "8", "PROCID": "3", "JOB_NODELIST": "node[1-8]", "NODEID": "3"}
+    for name, value in slurm.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    assert environments_of_workers(tmp_path, 1, gpus_per_worker=0) == ["1 0 "]
+
+
+def test_the_end_of_a_failed_worker_s_log_is_shown(tmp_path):
+    script = "import sys; [print(f'line {i}.', file=sys.stderr) for i in range(100)]; sys.exit(3)"
+    logs = [tmp_path / "worker-0.log"]
+    workers = launcher.LocalWorkers([sys.executable, "-c", script], logs, {}, gpus_per_worker=0)
+    with workers, pytest.raises(launcher.WorkerFailedError) as failure:
+        workers.wait()
+    assert failure.value.status == 3
+    head, *tail = str(failure.value).splitlines()
+    assert head == f"Worker 0 exited with status 3. The end of {logs[0]}:"
+    assert tail == [f"  | line {i}." for i in range(80, 100)]

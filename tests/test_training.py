@@ -1,0 +1,156 @@
+"""Whole runs of a recipe's options, in this process: seconds each."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tf_lbsgd import audit, checkpoints, training
+from tf_lbsgd.cluster import Cluster
+from tf_lbsgd.input_pipeline.order import sample_ids
+from tf_lbsgd.recipe import Plan, Recipe
+from tf_lbsgd.run_options import RunOptions
+
+NUM_IMAGES = 100
+RECIPE = Recipe(
+    model="resnet8",
+    dataset=f"synthetic:8x8x1x4x{NUM_IMAGES}",
+    global_batch_size=16,
+    micro_batch_size=8,
+    reference_batch_size=8,
+    base_learning_rate=0.01,
+    epochs=4,
+    seed=5,
+)
+GROWING = dataclasses.replace(RECIPE, batch_growth_epochs=(2, 3), batch_growth_factor=2)
+KEEP_ALL = RunOptions(checkpoint_every_steps=1, keep_checkpoints=100, audit_data=True)
+
+
+def run(recipe, folder, options=None):
+    return training.run_training(recipe, Cluster(), folder, options)
+
+
+def metrics_of(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def state_of(folder):
+    return checkpoints.load_newest_checkpoint(folder / "checkpoints").select("model/", "optimizer/")
+
+
+def assert_states_agree(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        np.testing.assert_allclose(one[name], other[name], rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+# ----------------------------------------------------------------------------- a batch that grows
+
+
+@pytest.fixture(scope="module")
+def growing(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "growing"
+    result = run(GROWING, folder, KEEP_ALL)
+    assert result["epochs"] == 4
+    assert result["steps"] == 6 + 6 + 3 + 1
+    return folder
+
+
+def test_epochs_of_a_growing_batch_take_fewer_steps_at_the_same_rate(growing):
+    plan = Plan(GROWING, NUM_IMAGES)
+    epochs = metrics_of(growing)
+    assert [epoch["step"] for epoch in epochs] == [6, 12, 15, 16]
+    assert [epoch["train_images"] for epoch in epochs] == [96, 96, 96, 64]
+    assert [epoch["learning_rate"] for epoch in epochs] == [
+        np.float32(plan.learning_rate(epoch["step"] - 1)) for epoch in epochs
+    ]
+
+
+def test_every_epoch_follows_its_own_permutation_whatever_its_batch(growing):
+    plan = Plan(GROWING, NUM_IMAGES)
+    ids_of_step = audit.read_audit(growing / "audit")
+    assert sorted(ids_of_step) == list(range(plan.total_steps))
+    for epoch in range(4):
+        steps = [s for s in range(plan.total_steps) if plan.epoch_of(s) == epoch]
+        ids = np.concatenate([ids_of_step[step] for step in steps])
+        expected = sample_ids(tf.range(len(ids), dtype=tf.int64), epoch, GROWING.seed, NUM_IMAGES)
+        np.testing.assert_array_equal(ids, expected)
+
+
+@pytest.mark.parametrize("step", [8, 12, 13, 15])  # within a phase, and at either change
+def test_a_growing_run_resumed_at_any_step_is_the_uninterrupted_one(growing, tmp_path, step):
+    folder = tmp_path / "resumed"
+    shutil.copytree(growing, folder)
+    (folder / "result.json").unlink()
+    for path in (folder / "checkpoints").iterdir():
+        if int(path.stem.removeprefix("step-")) > step:
+            path.unlink()
+    run(GROWING, folder)
+    assert_states_agree(state_of(folder), state_of(growing))
+    for one, other in zip(metrics_of(folder), metrics_of(growing), strict=True):
+        for name in ("epoch", "step", "learning_rate", "train_images"):
+            assert one[name] == other[name]
+        assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-4)
+
+
+# ----------------------------------------------------------------------------- averaged weights
+
+
+@pytest.fixture(scope="module")
+def averaged(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "averaged"
+    run(dataclasses.replace(RECIPE, decay="cosine", ema_momentum=0.9), folder)
+    return folder
+
+
+def test_evaluate_repeats_the_last_validation_of_averaged_weights(averaged):
+    evaluation = training.run_evaluation(averaged, Cluster())
+    last = metrics_of(averaged)[-1]
+    for name in ("validation_loss", "validation_top_1_error"):
+        assert evaluation[name] == pytest.approx(last[name], rel=1e-6)
+
+
+def test_averaging_changes_what_is_evaluated_and_not_what_is_trained(averaged, tmp_path):
+    run(dataclasses.replace(RECIPE, decay="cosine"), tmp_path)
+    state, plain = state_of(averaged), state_of(tmp_path)
+    assert {name for name in state if name.endswith("_average")}
+    assert_states_agree(
+        {n: a for n, a in state.items() if n.startswith("model/")},
+        {n: a for n, a in plain.items() if n.startswith("model/")},
+    )
+    for one, other in zip(metrics_of(averaged), metrics_of(tmp_path), strict=True):
+        assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-5)
+        assert abs(one["validation_loss"] - other["validation_loss"]) > 1e-4
+
+
+# ----------------------------------------------------------------------------- other options
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(
+            {"optimizer": "lars", "lars_trust_coefficient": 0.25, "decay": "polynomial"}, id="lars"
+        ),
+        pytest.param({"precision": "float16", "ema_momentum": 0.9}, id="float16, averaged"),
+    ],
+)
+def test_trains(options, tmp_path):
+    recipe = dataclasses.replace(RECIPE, epochs=2, **options)
+    run(recipe, tmp_path)
+    first, last = metrics_of(tmp_path)
+    assert last["train_loss"] < first["train_loss"]
+    assert last["learning_rate"] == np.float32(Plan(recipe, NUM_IMAGES).learning_rate(11))
+    evaluation = training.run_evaluation(tmp_path, Cluster())
+    assert evaluation["validation_loss"] == pytest.approx(last["validation_loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize(("zero_gamma", "num_zero"), [(True, 3), (False, 0)])
+def test_zero_gamma_reaches_the_model(zero_gamma, num_zero):
+    recipe = dataclasses.replace(RECIPE, zero_gamma=zero_gamma)
+    model = training.create_model(recipe, training.open_split(recipe, RunOptions(), "train"))
+    gammas = [v.numpy() for v in model.trainable_variables if v.path.endswith("gamma")]
+    assert sum(not gamma.any() for gamma in gammas) == num_zero

@@ -1,0 +1,49 @@
+"""Exports the newest checkpoint of a run as a model of stock Keras, for inference.
+
+    python -m tf_lbsgd.cli.export --run_dir=runs/a --format=keras --output=exports/a.keras
+    python -m tf_lbsgd.cli.export --run_dir=runs/a --format=saved_model --output=exports/a
+
+Whoever opens it needs Keras or TensorFlow, and not this package.
+"""
+
+from absl import flags
+
+from tf_lbsgd.cli import flag_definitions, process
+from tf_lbsgd.run_folder import RunFolder
+
+_FORMAT = flags.DEFINE_enum("format", "keras", ["keras", "saved_model"], "What to write.")
+_OUTPUT = flags.DEFINE_string("output", None, "File (.keras) or folder (SavedModel) to make.")
+
+
+def main(_: list[str]) -> None:
+    """Calls `export_run` and prints what was exported."""
+    run_folder = RunFolder(flag_definitions.require_run_dir())
+    run_folder.read_recipe()
+    if not _OUTPUT.value:
+        raise ValueError(
+            "No output. Received: no --output. Expected: --output=PATH, where nothing is yet."
+        )
+    with process.hold_standard_error():
+        from tf_lbsgd.export import export_run
+
+        exported = export_run(
+            run_folder.path,
+            _OUTPUT.value,
+            _FORMAT.value,
+            flag_definitions.run_options_from_flags(),
+        )
+    print(
+        f"Exported step {exported['step']} of {run_folder.path} to {_OUTPUT.value}: "
+        f"uint8 images {['batch', *exported['image_shape']]} "
+        f"to float32 logits {['batch', exported['num_classes']]}".replace("'", "")
+    )
+
+
+def run() -> None:
+    """Entry point of `lbsgd-export`."""
+    flag_definitions.define_place_flags()
+    process.run_binary(main)
+
+
+if __name__ == "__main__":
+    run()

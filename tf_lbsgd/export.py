@@ -1,0 +1,148 @@
+"""From a run to a model that needs nothing of this package: a `.keras` file or a SavedModel.
+
+What is exported is for inference. It takes images as the input pipeline gives them to `evaluate`
+(evaluation crop, uint8, not normalized: that is the model's first layer) and returns logits. It
+computes in float32 whatever the precision of the run, since the weights always were float32.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tf_lbsgd import checkpoints
+from tf_lbsgd.checkpoints import Checkpoint
+from tf_lbsgd.layers import BatchNormalization
+from tf_lbsgd.run_folder import RunFolder
+from tf_lbsgd.run_options import RunOptions
+from tf_lbsgd.training import create_model, evaluated_weights, open_split
+
+
+def export_run(
+    run_dir: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    export_format: str,
+    options: RunOptions | None = None,
+) -> dict[str, Any]:
+    """Exports the newest checkpoint of a run as a stock Keras model.
+
+    The weights are those that `run_evaluation` takes: the averages, where the run kept some.
+    `output` appears whole or not at all.
+
+    Args:
+        run_dir: A run folder made by `run_training`.
+        output: The file or folder to make, which must not exist.
+        export_format: "keras", a file that `keras.saving.load_model` opens where this package is
+            not installed; or "saved_model", a folder whose signature "serving_default" takes
+            `images` and returns a dict of `logits`.
+        options: Where the data are: the shape of the images is the data set's.
+
+    Returns:
+        step (of the checkpoint), image_shape (height, width, channels), num_classes.
+
+    Raises:
+        ValueError: no run, no complete checkpoint, an unknown format, or an output that exists,
+            cannot be made, or does not end as the format wants; nothing was written.
+    """
+    run_folder, output = RunFolder(run_dir), Path(output)
+    recipe = run_folder.read_recipe()
+    write = _writer(export_format)
+    _check_output(output, export_format)
+    checkpoint = _newest_checkpoint(run_folder)
+    source = open_split(recipe, options or RunOptions(), "validation")
+    # The layers of another precision would cast; variables are float32 in either.
+    recipe = dataclasses.replace(recipe, precision="float32")
+    model = stock_model(create_model(recipe, source, keras.Model))
+    checkpoints.assign_arrays(
+        checkpoints.model_variables(model), evaluated_weights(model, checkpoint)
+    )
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f".partial-{output.name}")
+    write(model, partial)
+    os.replace(partial, output)
+    return {
+        "step": checkpoint.step,
+        "image_shape": tuple(source.image_shape),
+        "num_classes": source.num_classes,
+    }
+
+
+def stock_model(model: keras.Model) -> keras.Model:
+    """Returns the same functional model, of Keras' own layers only, with new weights.
+
+    Our batch normalization has the config, variables and inference of the stock layer: it differs
+    in the kernel, and in training.
+    """
+
+    def stock_layer(layer: keras.layers.Layer) -> keras.layers.Layer:
+        is_ours = isinstance(layer, BatchNormalization)
+        layer_class = keras.layers.BatchNormalization if is_ours else type(layer)
+        return layer_class.from_config(layer.get_config())
+
+    return keras.models.clone_model(model, clone_function=stock_layer)
+
+
+def _write_keras(model: keras.Model, path: Path) -> None:
+    model.save(path)
+
+
+def _write_saved_model(model: keras.Model, path: Path) -> None:
+    """`model.export` does the same, but calls the logits "output_0"."""
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    archive.add_endpoint(
+        "serving_default",
+        lambda images: {"logits": model(images, training=False)},
+        input_signature=[tf.TensorSpec(model.input.shape, tf.uint8, name="images")],
+    )
+    archive.write_out(path, verbose=False)
+
+
+_WRITERS: dict[str, Callable[[keras.Model, Path], None]] = {
+    "keras": _write_keras,
+    "saved_model": _write_saved_model,
+}
+
+
+def _writer(export_format: str) -> Callable[[keras.Model, Path], None]:
+    if export_format not in _WRITERS:
+        raise ValueError(
+            f"Unknown format. Received: format={export_format!r} "
+            f"Expected: one of {', '.join(_WRITERS)}."
+        )
+    return _WRITERS[export_format]
+
+
+def _check_output(output: Path, export_format: str) -> None:
+    if os.path.lexists(output):
+        raise ValueError(
+            f"Nothing is overwritten. Received: output={output}, which exists. "
+            "Expected: a path where nothing is yet."
+        )
+    if (output.suffix == ".keras") != (export_format == "keras"):
+        expected = "ending in" if export_format == "keras" else "not ending in"
+        raise ValueError(
+            f"Keras tells its files by their names. Received: output={output} for "
+            f"format={export_format}. Expected: a path {expected} .keras."
+        )
+    existing = next(folder for folder in output.absolute().parents if folder.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
+        raise ValueError(
+            f"Nothing can be written there. Received: output={output}, where {existing} is a file "
+            "or not writable. Expected: a path in a folder, or where folders can be made."
+        )
+
+
+def _newest_checkpoint(run_folder: RunFolder) -> Checkpoint:
+    checkpoint = checkpoints.load_newest_checkpoint(run_folder.checkpoints)
+    if checkpoint is None:
+        raise ValueError(
+            f"Nothing to export. Received: no complete checkpoint in {run_folder.checkpoints} "
+            "Expected: a run that finished at least an epoch."
+        )
+    return checkpoint
