@@ -3,4 +3,5 @@
 source "$(dirname "$0")/environment.sh"
 make_environment requirements.txt requirements-dev.txt
 
-exec .venv/bin/python -m pytest "$@"
+# A file of tests stays in one process, so that its fixtures run once.
+exec .venv/bin/python -m pytest --numprocesses=2 --dist=loadfile "$@"
