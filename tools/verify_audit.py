@@ -6,6 +6,7 @@
 Exits with status 1 if an image was used twice or a number is not the plan's.
 """
 
+import itertools
 import sys
 
 from absl import app, flags
@@ -28,10 +29,9 @@ def main(_: list[str]) -> None:
     source = open_split(recipe, RunOptions(data_dir=_DATA_DIR.value), "train")
     plan = Plan(recipe, source.num_examples)
     ids_by_step = audit.read_audit(run_folder.audit)
-    whole_epochs = (max(ids_by_step) + 1) // plan.steps_per_epoch
+    starts = [plan.step_at(epoch) for epoch in range(recipe.epochs + 1)]
     epochs_of_steps = [
-        range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch)
-        for epoch in range(whole_epochs)
+        range(first, end) for first, end in itertools.pairwise(starts) if end - 1 in ids_by_step
     ]
     audits = audit.audit_epochs(ids_by_step, epochs_of_steps, source.num_examples)
     print(f"{'epoch':>5} {'used':>9} {'repeated':>9} {'dropped':>8}  order     dropped ids")
@@ -43,8 +43,9 @@ def main(_: list[str]) -> None:
             f"{len(epoch.dropped):>8,}  {epoch.sequence_sha256[:8]}  {shown}{more}"
         )
     is_exact = all(
-        not epoch.repeated and len(epoch.dropped) == plan.dropped_images_per_epoch
-        for epoch in audits
+        not epoch.repeated
+        and len(epoch.dropped) == plan.phase_of(steps.start).dropped_images_per_epoch
+        for epoch, steps in zip(audits, epochs_of_steps, strict=True)
     )
     print("Every epoch used each image at most once." if is_exact else "NOT EXACT.")
     sys.exit(0 if is_exact else 1)

@@ -29,14 +29,15 @@ def loaded(source, augmentation="none", ids=None):
     """(images, labels) of one batch, by default of everything; NumPy."""
     ids = np.arange(source.num_examples) if ids is None else np.array(ids)
     batch = tf.data.Dataset.from_tensors((tf.constant(0, tf.int64), ids.astype(np.int64)))
-    return next(source.batches(batch, augmentation=augmentation, seed=0).as_numpy_iterator())
+    batches = source.batches(batch, augmentation=augmentation, seed=0)
+    return next(batches.as_numpy_iterator())[:2]
 
 
 def crops_of_one_file(source, augmentation, num_epochs):
     """int32 [num_epochs, height, width, 3]: what sample 0 becomes, epoch after epoch."""
     epochs = tf.data.Dataset.range(num_epochs).map(lambda epoch: (epoch, tf.zeros([1], tf.int64)))
     batches = source.batches(epochs, augmentation=augmentation, seed=0)
-    return np.concatenate([images for images, _ in batches.as_numpy_iterator()]).astype(np.int32)
+    return np.concatenate([images for images, _, _ in batches.as_numpy_iterator()]).astype(np.int32)
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 from commands import epoch_metrics, train
-from equivalence import GROUPS, read_state, relative_differences
 from local_cluster import run_workers
+from state_differences import GROUPS, read_state, relative_differences
 
 # k = 4 micro-batches of 32 a step, 5 steps an epoch, 20 steps: warmup, full rate and two drops.
 STEPS = 20

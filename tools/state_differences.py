@@ -1,0 +1,33 @@
+"""How far apart two runs are after a step."""
+
+from pathlib import Path
+
+import numpy as np
+
+GROUPS = ("weights", "statistics", "momentum")
+
+
+def read_state(run_dir: Path, step: int) -> dict[str, np.ndarray]:
+    """Returns weights, BN statistics and momentum after a step, each as one vector."""
+    with np.load(run_dir / "checkpoints" / f"step-{step:09d}.npz", allow_pickle=False) as arrays:
+        parts = {group: [] for group in GROUPS}
+        for name in sorted(arrays):
+            if name.endswith(("moving_mean", "moving_variance")):
+                parts["statistics"].append(arrays[name].ravel())
+            elif name.startswith("model/"):
+                parts["weights"].append(arrays[name].ravel())
+            elif name.endswith("_momentum"):
+                parts["momentum"].append(arrays[name].ravel())
+    return {group: np.concatenate(vectors) for group, vectors in parts.items()}
+
+
+def relative_differences(
+    state: dict[str, np.ndarray], reference: dict[str, np.ndarray]
+) -> dict[str, float]:
+    """Returns |state - reference| / |reference|, L2 norms, for each group."""
+    return {
+        group: float(
+            np.linalg.norm(state[group] - reference[group]) / np.linalg.norm(reference[group])
+        )
+        for group in GROUPS
+    }
