@@ -136,6 +136,9 @@ def compare_case(name: str, recipe: Recipe, folder: Path) -> list[list[str]]:
 
 def run(recipe: Recipe, layout: Layout, run_dir: Path) -> Path:
     """Trains a recipe in a layout, unless that is done; returns the run folder."""
+    RunFolder(run_dir).check(recipe)
+    if RunFolder(run_dir).read_result():
+        return run_dir
     values = {name: value for name, value in recipe.to_json().items() if value is not None}
     for name, value in values.items():
         if isinstance(value, list):

@@ -1,0 +1,45 @@
+"""Every validation image once, on any number of workers, and the same error to the last digit."""
+
+import re
+
+import pytest
+from commands import run, train
+
+NUM_VALIDATION_IMAGES = 71  # a fifth of 355; no number of workers below divides it
+FLAGS = (
+    "--model=resnet8",
+    "--dataset=synthetic:8x8x1x10x355",
+    "--global_batch_size=32",
+    "--micro_batch_size=8",
+    "--epochs=1",
+    "--decay_epochs=",
+)
+LINE = re.compile(r"top-1 error: ([\d.]+) % of (\d+) images, loss ([\d.]+), after step (\d+)")
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluate") / "run"
+    train(folder, 1, *FLAGS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def on_one_worker(run_dir):
+    return evaluate(run_dir, 1)
+
+
+def evaluate(run_dir, num_workers):
+    """(error, images, loss, step), as printed."""
+    launched = ("launch", f"--num_workers={num_workers}", "--binary=evaluate", "--")
+    completed = run(*launched, f"--run_dir={run_dir}")
+    assert completed.returncode == 0, completed.stderr
+    return LINE.search(completed.stdout).groups()
+
+
+@pytest.mark.parametrize("num_workers", [2, 3, 4])
+def test_evaluate_counts_every_image_once_and_says_the_same(run_dir, on_one_worker, num_workers):
+    error, images, loss, step = evaluate(run_dir, num_workers)
+    assert int(images) == NUM_VALIDATION_IMAGES
+    assert (error, images, step) == on_one_worker[:2] + on_one_worker[3:]
+    assert float(loss) == pytest.approx(float(on_one_worker[2]), rel=1e-5)
