@@ -135,9 +135,9 @@ class MultiWorkerTrainer(_MixinBase):
         totals = self._all_reduce(self._local_totals(data, training=True))
         num_samples = totals["num_samples"]
         gradients = [tf.math.divide_no_nan(g, num_samples) for g in totals["gradients"]]
-        gradients_norm = tf.linalg.global_norm(gradients) / self._loss_scale()
-        proposals = [tf.math.divide_no_nan(s, num_samples) for s in totals["state_changes"]]
-        _merge_call(self._apply, gradients, gradients_norm, proposals, totals["metric_states"])
+        gradient_norm = tf.linalg.global_norm(gradients) / self._loss_scale()
+        state_changes = [tf.math.divide_no_nan(s, num_samples) for s in totals["state_changes"]]
+        _merge_call(self._apply, gradients, gradient_norm, state_changes, totals["metric_states"])
         return self.get_metrics_result()
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
