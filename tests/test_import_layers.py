@@ -15,11 +15,11 @@ LAYERS = (
     ("audit",),
     ("trainer", "callbacks", "input_pipeline"),
     ("distribution", "optimizers", "schedules", "checkpoints", "models", "metrics"),
-    ("layers", "run_folder"),
+    ("layers", "run_folder", "plan"),
     ("recipe", "cluster", "run_options"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-STANDARD_LIBRARY_ONLY = ("recipe", "cluster", "run_folder", "run_options")
+STANDARD_LIBRARY_ONLY = ("recipe", "plan", "cluster", "run_folder", "run_options")
 
 
 def imports_of(path: Path) -> set[str]:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_lbsgd.recipe import Plan, Recipe
+from tf_lbsgd.plan import Plan
+from tf_lbsgd.recipe import Recipe
 from tf_lbsgd.schedules import (
     WarmupCosineDecay,
     WarmupPiecewiseConstantDecay,

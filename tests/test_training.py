@@ -11,7 +11,8 @@ import tensorflow as tf
 from tf_lbsgd import audit, checkpoints, training
 from tf_lbsgd.cluster import Cluster
 from tf_lbsgd.input_pipeline.order import sample_ids
-from tf_lbsgd.recipe import Plan, Recipe
+from tf_lbsgd.plan import Plan
+from tf_lbsgd.recipe import Recipe
 from tf_lbsgd.run_options import RunOptions
 
 NUM_IMAGES = 100

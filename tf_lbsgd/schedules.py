@@ -8,7 +8,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_lbsgd.recipe import DECAY_FACTOR, POLYNOMIAL_POWER, WARMUPS, Plan
+from tf_lbsgd.plan import DECAY_FACTOR, POLYNOMIAL_POWER, Plan
+from tf_lbsgd.recipe import WARMUPS
 
 
 def create_schedule(plan: Plan) -> keras.optimizers.schedules.LearningRateSchedule:
@@ -35,7 +36,7 @@ class _WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule, abc.ABC):
 
     The rate is evaluated in float64 and rounded once, to float32. A graph compiler may reorder the
     float64 arithmetic, but the 29 bits that rounding discards absorb that, so eager, graph and
-    `tf_lbsgd.recipe.Plan.learning_rate` agree to the last bit of float32. (This is so as long as
+    `tf_lbsgd.plan.Plan.learning_rate` agree to the last bit of float32. (This is so as long as
     no term cancels another: subclasses see to that.)
 
     Args:

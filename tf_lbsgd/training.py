@@ -28,7 +28,8 @@ from tf_lbsgd.cluster import Cluster
 from tf_lbsgd.metrics import SampleCount
 from tf_lbsgd.models import resnet
 from tf_lbsgd.optimizers import LARS, MomentumSGD
-from tf_lbsgd.recipe import Plan, Recipe
+from tf_lbsgd.plan import Plan
+from tf_lbsgd.recipe import Recipe
 from tf_lbsgd.run_folder import RunFolder
 from tf_lbsgd.run_options import RunOptions
 from tf_lbsgd.schedules import create_schedule

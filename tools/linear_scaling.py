@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from tf_lbsgd import checkpoints, input_pipeline, training
 from tf_lbsgd.optimizers import MomentumSGD
-from tf_lbsgd.recipe import Plan, Recipe
+from tf_lbsgd.plan import Plan
+from tf_lbsgd.recipe import Recipe
 from tf_lbsgd.run_folder import RunFolder
 from tf_lbsgd.run_options import RunOptions
 from tf_lbsgd.trainer import DataParallelModel

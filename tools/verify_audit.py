@@ -12,7 +12,7 @@ import sys
 from absl import app, flags
 
 from tf_lbsgd import audit
-from tf_lbsgd.recipe import Plan
+from tf_lbsgd.plan import Plan
 from tf_lbsgd.run_folder import RunFolder
 from tf_lbsgd.run_options import RunOptions
 from tf_lbsgd.training import open_split

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tf_lbsgd.models import resnet
-from tf_lbsgd.recipe import Plan, Recipe
+from tf_lbsgd.plan import Plan
+from tf_lbsgd.recipe import Recipe
 from tf_lbsgd.schedules import WarmupPiecewiseConstantDecay
 
 GOLDEN = json.loads(Path(__file__).with_name("golden_numbers.json").read_text())
