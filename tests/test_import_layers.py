@@ -11,7 +11,7 @@ PACKAGE = Path(tf_lbsgd.__file__).parent
 LAYERS = (
     ("cli",),
     ("export",),
-    ("training", "launcher"),
+    ("training", "launcher", "report"),
     ("audit",),
     ("trainer", "callbacks", "input_pipeline"),
     ("distribution", "optimizers", "schedules", "checkpoints", "models", "metrics"),

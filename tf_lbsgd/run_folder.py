@@ -13,10 +13,13 @@ Files are replaced whole, so that a reader never sees half of one.
 
 import json
 import os
+import statistics
 from pathlib import Path
 from typing import Any
 
 from tf_lbsgd.recipe import Recipe
+
+_REPORTED_EPOCHS = 5
 
 
 class RunFolder:
@@ -105,6 +108,18 @@ class RunFolder:
     def write_result(self, result: dict[str, Any]) -> None:
         """Writes `result.json`: the run is complete."""
         _write_json(self._result, result)
+
+
+def reported_error(metrics: list[dict[str, Any]]) -> float:
+    """Returns what the paper reports of a run: the median of the last five epochs (section 5.1).
+
+    Args:
+        metrics: One object an epoch, at least one.
+
+    Returns:
+        Validation top-1 error, percent.
+    """
+    return statistics.median(m["validation_top_1_error"] for m in metrics[-_REPORTED_EPOCHS:])
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

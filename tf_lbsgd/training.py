@@ -30,14 +30,13 @@ from tf_lbsgd.models import resnet
 from tf_lbsgd.optimizers import LARS, MomentumSGD
 from tf_lbsgd.plan import Plan
 from tf_lbsgd.recipe import Recipe
-from tf_lbsgd.run_folder import RunFolder
+from tf_lbsgd.run_folder import RunFolder, reported_error
 from tf_lbsgd.run_options import RunOptions
 from tf_lbsgd.schedules import create_schedule
 from tf_lbsgd.trainer import DataParallelModel
 
 # Evaluation takes this many images a replica at a time; it changes the speed, not the outcome.
 _EVALUATION_BATCH_PER_REPLICA = 100
-_REPORTED_EPOCHS = 5  # the paper reports the median error of the last five epochs
 
 _PRECISION_POLICIES = {
     "float32": "float32",
@@ -344,12 +343,11 @@ def summarize(
 ) -> dict[str, Any]:
     """Writes and returns the outcome; errors in percent."""
     metrics = run_folder.read_metrics()
-    errors = [m["validation_top_1_error"] for m in metrics]
     result = {
         "epochs": position.epoch,
         "steps": position.step,
-        "validation_top_1_error": statistics.median(errors[-_REPORTED_EPOCHS:]),
-        "final_validation_top_1_error": errors[-1],
+        "validation_top_1_error": reported_error(metrics),
+        "final_validation_top_1_error": metrics[-1]["validation_top_1_error"],
         "weights_sha256": weights_sha256(model),
         "images_per_second": statistics.median(m["images_per_second"] for m in metrics),
         "skipped_steps": int(model.step_record.skipped_steps.numpy()),

@@ -1,0 +1,98 @@
+"""The page and the table that are made of runs."""
+
+import base64
+import dataclasses
+import re
+import statistics
+
+import pytest
+
+from tf_lbsgd import report
+from tf_lbsgd.recipe import Recipe
+from tf_lbsgd.run_folder import RunFolder
+
+BASELINE = Recipe(dataset="fashion_mnist_10k", model="resnet8", global_batch_size=32)
+LARGE = dataclasses.replace(BASELINE, global_batch_size=1024, warmup="none")
+
+
+def record(recipe: Recipe, seed: int, errors: list[float]) -> report.RunRecord:
+    metrics = [
+        {
+            "epoch": epoch,
+            "step": 10 * epoch,
+            "learning_rate": 0.1,
+            "train_loss": 2.0 / epoch,
+            "train_top_1_error": error + 1,
+            "validation_top_1_error": error,
+            "images_per_second": 1000.0,
+        }
+        for epoch, error in enumerate(errors, start=1)
+    ]
+    return report.RunRecord(dataclasses.replace(recipe, seed=seed).to_json(), metrics)
+
+
+def test_error_of_a_cell_is_the_papers():
+    runs = [
+        record(BASELINE, 0, [90, 80, 10, 30, 20, 50, 40]),  # last five: median 30
+        record(BASELINE, 1, [90, 80, 12, 32, 22, 52, 42]),
+    ]
+    (cell,) = report.group_into_cells(runs)
+    assert [run.error for run in runs] == [30, 32]
+    assert cell.error_mean == 31
+    assert cell.error_std == pytest.approx(statistics.stdev([30, 32]))
+    assert cell.error_text == "31.00 ± 1.41"
+
+
+def test_runs_are_grouped_by_recipe_and_named_by_what_differs():
+    runs = [record(r, s, [10.0]) for s in (0, 1, 2) for r in (BASELINE, LARGE)]
+    cells = report.group_into_cells(runs)
+    assert [(cell.label, len(cell.runs)) for cell in cells] == [
+        ("global_batch_size=32, warmup=gradual", 3),
+        ("global_batch_size=1024, warmup=none", 3),
+    ]
+    assert [cell.peak_learning_rate for cell in cells] == [0.1 * 32 / 256, 0.4]
+
+
+def test_one_run_has_no_deviation():
+    (cell,) = report.group_into_cells([record(BASELINE, 0, [12.5])])
+    assert cell.error_std is None
+    assert cell.error_text == "12.50"
+
+
+def test_record_round_trip_is_small_and_whole(tmp_path):
+    original = record(LARGE, 4, [20.0, 10.0])
+    report.write_record(original, tmp_path / "kept" / "run.json")
+    assert report.read_record(tmp_path / "kept" / "run.json") == original
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["run.json"]
+
+
+def test_reads_a_run_folder_that_is_under_way(tmp_path):
+    run_folder = RunFolder(tmp_path / "run")
+    run_folder.claim(LARGE)
+    with pytest.raises(ValueError, match=r"no epoch.*Expected: a run that finished"):
+        report.read_record(run_folder.path)
+    run_folder.append_metrics(record(LARGE, 0, [33.0]).metrics[0])
+    assert report.read_record(run_folder.path).error == 33.0
+
+
+def test_page_holds_its_figures_and_every_cell(tmp_path):
+    runs = [record(r, s, [30.0, 20.0 + s]) for s in (0, 1) for r in (BASELINE, LARGE)]
+    page = report.write_report(report.group_into_cells(runs), tmp_path, "Warmup <or> not")
+    text = page.read_text()
+    images = re.findall(r'src="data:image/png;base64,([^"]+)"', text)
+    pngs = sorted(path.name for path in tmp_path.glob("*.png"))
+    assert pngs == ["error.png", "learning_rate.png", "loss.png"]
+    assert sorted(base64.b64decode(i) for i in images) == sorted(
+        (tmp_path / name).read_bytes() for name in pngs
+    )
+    assert "Warmup &lt;or&gt; not" in text
+    assert re.findall(r"src=\"(?!data:)|href=", text) == []  # nothing outside the page
+    assert text.count("global_batch_size=1024, warmup=none") == 1
+
+
+def test_figures_depend_on_the_runs_alone():
+    cells = report.group_into_cells([record(BASELINE, s, [30.0, 20.0]) for s in (0, 1)])
+    first, second = (report.png_bytes(report.error_curves(cells)) for _ in range(2))
+    assert first == second
+    other = report.group_into_cells([record(BASELINE, s, [30.0, 21.0]) for s in (0, 1)])
+    assert report.png_bytes(report.error_curves(other)) != first

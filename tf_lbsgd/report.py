@@ -1,0 +1,285 @@
+"""From runs to a page: error and loss curves, the rate, and a table of mean and deviation.
+
+Runs whose recipes differ in nothing but the seed are repetitions of one *cell* of the table, as in
+the paper's tables (section 5.1: mean and standard deviation over runs, each run's error being the
+median of its last five epochs).
+"""
+
+import base64
+import collections
+import dataclasses
+import html
+import io
+import json
+import os
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from tf_lbsgd.run_folder import RunFolder, reported_error
+
+_FIGURE_INCHES = (7.0, 4.2)
+_DOTS_PER_INCH = 120
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+    """What is worth keeping of a run, small enough for a repository.
+
+    Attributes:
+        recipe: Fields of `tf_lbsgd.Recipe`, as JSON; a plain dict, so that records outlive fields.
+        metrics: One object an epoch, at least one, as in `metrics.jsonl`.
+        made_by: Commit, versions and machine, where known.
+    """
+
+    recipe: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    made_by: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def error(self) -> float:
+        """Validation top-1 error, percent: the median of the last five epochs."""
+        return reported_error(self.metrics)
+
+    @property
+    def images_per_second(self) -> float:
+        """Median over the epochs."""
+        return statistics.median(m["images_per_second"] for m in self.metrics)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """Repetitions of one recipe with several seeds.
+
+    Attributes:
+        label: What sets its recipe apart from those of the other cells.
+        runs: At least one.
+    """
+
+    label: str
+    runs: tuple[RunRecord, ...]
+
+    @property
+    def error_mean(self) -> float:
+        """Mean validation top-1 error, percent."""
+        return statistics.mean(run.error for run in self.runs)
+
+    @property
+    def error_std(self) -> float | None:
+        """Sample standard deviation of the error, percent; None of a single run."""
+        return statistics.stdev(run.error for run in self.runs) if len(self.runs) > 1 else None
+
+    @property
+    def error_text(self) -> str:
+        """Mean and deviation as the paper writes them."""
+        spread = "" if self.error_std is None else f" ± {self.error_std:.2f}"
+        return f"{self.error_mean:.2f}{spread}"
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The rate at the end of the warmup."""
+        recipe = self.runs[0].recipe
+        scale = recipe["global_batch_size"] / recipe["reference_batch_size"]
+        return recipe["base_learning_rate"] * scale
+
+    def series(self, metric: str) -> tuple[list[int], list[float], list[float]]:
+        """Returns epochs, and mean and deviation of a metric over the runs at each of them."""
+        by_epoch = collections.defaultdict(list)
+        for run in self.runs:
+            for epoch_metrics in run.metrics:
+                by_epoch[epoch_metrics["epoch"]].append(epoch_metrics[metric])
+        epochs = sorted(by_epoch)
+        means = [statistics.mean(by_epoch[e]) for e in epochs]
+        return epochs, means, [statistics.pstdev(by_epoch[e]) for e in epochs]
+
+
+def read_record(path: str | os.PathLike[str]) -> RunRecord:
+    """Reads a run folder, complete or under way, or a file that `write_record` made.
+
+    Raises:
+        ValueError: there is no run, or no epoch was recorded yet.
+    """
+    path = Path(path)
+    if path.is_file():
+        return RunRecord(**json.loads(path.read_text()))
+    run_folder = RunFolder(path)
+    recipe, metrics = run_folder.read_recipe().to_json(), run_folder.read_metrics()
+    if not metrics:
+        raise ValueError(
+            f"Nothing to report yet. Received: no epoch in {path}/metrics.jsonl "
+            "Expected: a run that finished at least an epoch."
+        )
+    return RunRecord(recipe, metrics)
+
+
+def write_record(record: RunRecord, path: Path) -> None:
+    """Writes a run as one JSON file, one epoch a line."""
+    fields = dataclasses.asdict(record)
+    epochs = ",\n  ".join(json.dumps(epoch_metrics) for epoch_metrics in fields.pop("metrics"))
+    others = ",\n".join(f" {json.dumps(name)}: {json.dumps(v)}" for name, v in fields.items())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(f'{{\n{others},\n "metrics": [\n  {epochs}\n ]\n}}\n')
+    os.replace(temporary, path)
+
+
+def group_into_cells(records: Iterable[RunRecord]) -> list[Cell]:
+    """Groups runs by recipe without the seed, in the order in which they first appear.
+
+    A cell's label names the fields in which the recipes differ.
+    """
+    groups: dict[str, list[RunRecord]] = collections.defaultdict(list)
+    for record in records:
+        without_seed = {**record.recipe, "seed": None}
+        groups[json.dumps(without_seed, sort_keys=True)].append(record)
+    recipes = [runs[0].recipe for runs in groups.values()]
+    names = [n for n in recipes[0] if n != "seed" and len({str(r.get(n)) for r in recipes}) > 1]
+    return [
+        Cell(
+            ", ".join(f"{name}={runs[0].recipe.get(name)}" for name in names)
+            or runs[0].recipe["model"],
+            tuple(runs),
+        )
+        for runs in groups.values()
+    ]
+
+
+def table_rows(cells: Sequence[Cell]) -> Sequence[tuple[str, ...]]:
+    """Returns a head and a row a cell."""
+    head = ("recipe", "runs", "error %", "peak rate", "epochs", "updates", "images/s")
+    rows = [head]
+    for cell in cells:
+        last = cell.runs[0].metrics[-1]
+        speed = statistics.median(run.images_per_second for run in cell.runs)
+        rows.append(
+            (
+                *(cell.label, str(len(cell.runs)), cell.error_text),
+                *(f"{cell.peak_learning_rate:g}", str(last["epoch"]), str(last["step"])),
+                f"{speed:.0f}",
+            )
+        )
+    return rows
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Returns rows, the first of which is the head, as a Markdown table."""
+    head, *body = rows
+    lines = [head, ["---"] * len(head), *body]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def error_curves(cells: Sequence[Cell]) -> Figure:
+    """Draws validation (solid) and training (dotted) error; the band is one deviation."""
+    figure, axes = _new_figure("epoch", "top-1 error, %")
+    for index, cell in enumerate(cells):
+        _draw_band(axes, cell, "validation_top_1_error", index)
+        epochs, means, _ = cell.series("train_top_1_error")
+        axes.plot(epochs, means, ":", color=f"C{index}")
+    axes.legend(title="validation; training dotted")
+    return figure
+
+
+def loss_curves(cells: Sequence[Cell]) -> Figure:
+    """Draws the training loss; the band is one deviation."""
+    figure, axes = _new_figure("epoch", "training loss")
+    for index, cell in enumerate(cells):
+        _draw_band(axes, cell, "train_loss", index)
+    axes.legend()
+    return figure
+
+
+def rate_curves(cells: Sequence[Cell]) -> Figure:
+    """Draws the rate of the last step of each epoch."""
+    figure, axes = _new_figure("epoch", "learning rate")
+    for cell in cells:
+        epochs, means, _ = cell.series("learning_rate")
+        axes.step(epochs, means, where="pre", label=cell.label)
+    axes.set_yscale("log")
+    axes.legend()
+    return figure
+
+
+def write_report(cells: Sequence[Cell], output: Path, title: str) -> Path:
+    """Writes the figures as PNG, and index.html, which holds them itself.
+
+    Returns:
+        The path of the page.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    figures = {
+        "error": error_curves(cells),
+        "loss": loss_curves(cells),
+        "learning_rate": rate_curves(cells),
+    }
+    sections = []
+    for name, figure in figures.items():
+        png = png_bytes(figure)
+        (output / f"{name}.png").write_bytes(png)
+        encoded = base64.b64encode(png).decode()
+        sections.append(f'<img alt="{name} curves" src="data:image/png;base64,{encoded}">')
+    page = output / "index.html"
+    page.write_text(
+        _PAGE.format(
+            title=html.escape(title),
+            table=_html_table(table_rows(cells)),
+            figures="\n".join(sections),
+        )
+    )
+    return page
+
+
+def png_bytes(figure: Figure) -> bytes:
+    """Returns a figure as a PNG that depends on the figure alone, not on when it was made."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_DOTS_PER_INCH, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _new_figure(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=_FIGURE_INCHES, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def _draw_band(axes: Axes, cell: Cell, metric: str, index: int) -> None:
+    epochs, means, deviations = cell.series(metric)
+    axes.plot(epochs, means, color=f"C{index}", label=cell.label)
+    if len(cell.runs) > 1:
+        low = [m - d for m, d in zip(means, deviations, strict=True)]
+        high = [m + d for m, d in zip(means, deviations, strict=True)]
+        axes.fill_between(epochs, low, high, color=f"C{index}", alpha=0.2, linewidth=0)
+
+
+def _html_table(rows: Sequence[Sequence[str]]) -> str:
+    head, *body = ([html.escape(text) for text in row] for row in rows)
+    lines = ["<tr>" + "".join(f"<th>{text}</th>" for text in head) + "</tr>"]
+    lines += ["<tr>" + "".join(f"<td>{text}</td>" for text in row) + "</tr>" for row in body]
+    return "<table>\n" + "\n".join(lines) + "\n</table>"
+
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 64rem; }}
+table {{ border-collapse: collapse; margin: 1rem 0; }}
+th, td {{ border-bottom: 1px solid #ccc; padding: .3rem .8rem; text-align: right; }}
+th:first-child, td:first-child {{ text-align: left; }}
+img {{ max-width: 100%; margin: .5rem 0; }}
+</style>
+<h1>{title}</h1>
+<p>Error: validation top-1, median of the last five epochs of each run; mean ± sample standard
+deviation over runs that differ in the seed alone.</p>
+{table}
+{figures}
+</html>
+"""
