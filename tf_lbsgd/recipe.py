@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 MODELS = ("resnet50", "resnet101", "resnet152", "resnet8", "resnet20", "resnet56")
-BUNDLED_DATASETS = ("fashion_mnist_10k",)
+NAMED_DATASETS = ("fashion_mnist_10k", "fashion_mnist")
 DATASET_SCHEMES = ("folder", "tfrecord", "tfds", "synthetic")
 AUGMENTATIONS = ("auto", "none", "pad_crop", "random_resized_crop")
 OPTIMIZERS = ("momentum", "lars")
@@ -50,7 +50,7 @@ def _is_dataset(value: object) -> bool:
     if not isinstance(value, str):
         return False
     scheme, _, location = value.partition(":")
-    return value in BUNDLED_DATASETS or (scheme in DATASET_SCHEMES and bool(location))
+    return value in NAMED_DATASETS or (scheme in DATASET_SCHEMES and bool(location))
 
 
 _POSITIVE = (lambda v: _is_number(v) and v > 0, "a finite number > 0")
@@ -62,7 +62,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "model": _one_of(MODELS),
     "dataset": (
         _is_dataset,
-        "one of fashion_mnist_10k, folder:PATH, tfrecord:PATH, tfds:NAME, synthetic:SHAPE",
+        f"one of {', '.join(NAMED_DATASETS)}, folder:PATH, tfrecord:PATH, tfds:NAME, "
+        "synthetic:SHAPE",
     ),
     "image_size": _integer_from(1),
     "augmentation": _one_of(AUGMENTATIONS),
@@ -124,8 +125,8 @@ class Recipe:
 
     Attributes:
         model: one of `MODELS`.
-        dataset: `fashion_mnist_10k`, `folder:PATH`, `tfrecord:PATH`, `tfds:NAME` or
-            `synthetic:SHAPE`.
+        dataset: `fashion_mnist_10k`, `fashion_mnist`, `folder:PATH`, `tfrecord:PATH`,
+            `tfds:NAME` or `synthetic:SHAPE`.
         image_size: side of the square input, pixels; None is the data set's natural size.
         augmentation: one of `AUGMENTATIONS`; "auto" lets the data set choose.
         global_batch_size: the paper's kn, images a weight update.

@@ -11,9 +11,12 @@ from tf_lbsgd.input_pipeline import open_source
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("imagenet", None, None, "train"), "'imagenet'. Expected: fashion_mnist_10k, folder:PATH"),
+        (
+            ("imagenet", None, None, "train"),
+            "'imagenet'. Expected: fashion_mnist_10k, fashion_",
+        ),
         (("", None, None, "train"), "Unknown data set"),
-        (("fashion_mnist", None, None, "train"), "Unknown data set"),
+        (("fashion", None, None, "train"), "Unknown data set"),
         (("fashion_mnist_10k:x", None, None, "train"), "Unknown data set"),
         (("folder:", "/data", None, "train"), "without a path"),
         (("folder:/no/such/place", None, None, "train"), "/no/such/place"),

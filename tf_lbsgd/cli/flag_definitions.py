@@ -39,7 +39,7 @@ def define_recipe_flags() -> None:
     flags.DEFINE_string(
         "dataset",
         None,
-        "fashion_mnist_10k (bundled), folder:PATH, tfrecord:PATH, tfds:NAME or "
+        "fashion_mnist_10k (bundled), fashion_mnist, folder:PATH, tfrecord:PATH, tfds:NAME or "
         "synthetic:HEIGHTxWIDTHxCHANNELS.",
     )
     flags.DEFINE_integer("image_size", None, "Side of the square input, pixels.")
@@ -103,6 +103,15 @@ def recipe_from_flags() -> Recipe:
         values["decay_epochs"] = _numbers("decay_epochs", float)
     values["batch_growth_epochs"] = _numbers("batch_growth_epochs", int)
     return Recipe(**values)
+
+
+def flags_from_recipe(recipe: Recipe) -> list[str]:
+    """Returns the arguments that describe a recipe; `recipe_from_flags` is the inverse."""
+    values = {name: value for name, value in recipe.to_json().items() if value is not None}
+    for name, value in values.items():
+        if isinstance(value, list):
+            values[name] = ",".join(map(str, value))
+    return [f"--{name}={value}" for name, value in values.items()]
 
 
 def run_options_from_flags() -> RunOptions:

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_lbsgd.input_pipeline.augmentation import augment_batch
+from tf_lbsgd.input_pipeline.idx_files import read_fashion_mnist
 from tf_lbsgd.input_pipeline.sources import BatchLoader, Source
 
 _FASHION_MNIST = pathlib.Path(__file__).with_name("fashion_mnist_10k.npz")
@@ -50,6 +51,16 @@ class ArraySource(Source):
         prefix = {"train": "train", "validation": "test"}[split]
         with np.load(_FASHION_MNIST, allow_pickle=False) as arrays:
             images, labels = arrays[f"{prefix}_images"], arrays[f"{prefix}_labels"]
+        return cls(images[..., np.newaxis], labels, _FASHION_MNIST_CLASSES)
+
+    @classmethod
+    def fashion_mnist(cls, data_dir: str | None, split: str) -> Self:
+        """All of Fashion-MNIST, 60,000 training and 10,000 test images, 28 x 28 x 1.
+
+        Raises:
+          ValueError: as `idx_files.read_fashion_mnist`.
+        """
+        images, labels = read_fashion_mnist(data_dir, split)
         return cls(images[..., np.newaxis], labels, _FASHION_MNIST_CLASSES)
 
     def batch_loader(self, *, augmentation: str, seed: int) -> BatchLoader:

@@ -11,7 +11,7 @@ from tf_lbsgd.input_pipeline.synthetic_source import SyntheticSource
 
 Split = Literal["train", "validation"]
 
-_KNOWN_FORMS = "fashion_mnist_10k, folder:PATH, synthetic:HxWxC[xCLASSES[xCOUNT]]"
+_KNOWN_FORMS = "fashion_mnist_10k, fashion_mnist, folder:PATH, synthetic:HxWxC[xCLASSES[xCOUNT]]"
 _DEFAULT_FOLDER_IMAGE_SIZE = 224
 _SYNTHETIC_DEFAULTS = [10, 10_000]  # CLASSES, COUNT
 _SYNTHETIC_TRAIN_TO_VALIDATION = 5  # training images for each validation image
@@ -23,6 +23,8 @@ def open_source(dataset: str, data_dir: str | None, image_size: int | None, spli
     Args:
       dataset: One of
         "fashion_mnist_10k": bundled, 10,000 training and 2,000 validation images, 28 x 28 x 1;
+        "fashion_mnist": all 60,000 and 10,000, from IDX files in data_dir/fashion-mnist or from
+        Debian's package dataset-fashion-mnist;
         "folder:PATH": PATH/train/CLASS/*.jpg, PATH/validation (or val, test)/CLASS/*.jpg, as RGB;
         "synthetic:HxWxC[xCLASSES[xCOUNT]]": made from ids; 10 classes and 10,000 training images
         unless given, a fifth as many to validate.
@@ -47,6 +49,8 @@ def open_source(dataset: str, data_dir: str | None, image_size: int | None, spli
         return ImageFolder(path, split, image_size or _DEFAULT_FOLDER_IMAGE_SIZE)
     if dataset == "fashion_mnist_10k":
         source: Source = ArraySource.fashion_mnist_10k(split)
+    elif dataset == "fashion_mnist":
+        source = ArraySource.fashion_mnist(data_dir, split)
     elif form == "synthetic":
         source = _open_synthetic(dataset, split)
     else:
