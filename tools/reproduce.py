@@ -1,0 +1,382 @@
+"""Reproduces the paper's claims on Fashion-MNIST, with error bars.
+
+    python tools/reproduce.py --set=table1 --quick     # a first version, 15 minutes on 2 cores
+    python tools/reproduce.py --set=table1             # the real one
+    python tools/reproduce.py                          # all sets
+    python tools/reproduce.py --figures_only           # tables and figures from results/ alone
+
+A set is some recipes, each run with several seeds. Runs are trained side by side, one thread each;
+a recipe that several sets share is trained once. A run that is complete is kept as one JSON file in
+--results, and never repeated; one that was interrupted is continued. Tables and figures go to
+--output.
+"""
+
+import dataclasses
+import itertools
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from absl import app, flags
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from tf_lbsgd import report
+from tf_lbsgd.cli import flag_definitions, process
+from tf_lbsgd.recipe import Recipe
+from tf_lbsgd.run_folder import RunFolder
+
+# Tuned at the smallest kn (set "tune"); everything else follows from it by the linear rule.
+BASE = Recipe(
+    model="resnet8",
+    dataset="fashion_mnist",
+    augmentation="pad_crop",
+    global_batch_size=32,
+    micro_batch_size=32,
+    reference_batch_size=32,
+    base_learning_rate=0.025,
+    epochs=12,
+    precision="bfloat16",
+)
+LARGE_BATCH = 1024  # 32 times the baseline's, as in the paper
+TUNE_RATES = (0.00625, 0.0125, 0.025, 0.05, 0.1)
+FIGURE_3_BATCHES = tuple(32 * 2**i for i in range(9))  # 32 to 8192
+
+_QUICK = {"dataset": "fashion_mnist_10k", "epochs": 10}
+_QUICK_LARGE_BATCH = 256
+_QUICK_SEEDS = 3
+_POLL_SECS = 1.0
+_ONE_THREAD = dict.fromkeys(
+    ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"), "1"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentSet:
+    """A table or figure of the paper.
+
+    Attributes:
+        title: What it shows.
+        cells: A recipe for each row, by name; its seed is the first one.
+        num_seeds: Runs of each.
+    """
+
+    title: str
+    cells: dict[str, Recipe]
+    num_seeds: int
+
+    def runs(self) -> list[Recipe]:
+        """Returns all its recipes, seed by seed, so that every cell has one run early."""
+        return [
+            dataclasses.replace(recipe, seed=seed)
+            for seed in range(self.num_seeds)
+            for recipe in self.cells.values()
+        ]
+
+
+def create_sets(
+    base: Recipe, large_batch: int, seeds: int | None = None
+) -> dict[str, ExperimentSet]:
+    """Returns the sets by name.
+
+    Args:
+        base: The baseline.
+        large_batch: kn of the runs that are compared with it.
+        seeds: Number of seeds of each set; None: five for table 1, one to tune, else three.
+    """
+    change = dataclasses.replace
+    large = change(base, global_batch_size=large_batch)
+    rate, k = base.base_learning_rate, large_batch // base.global_batch_size
+    batches = [kn for kn in FIGURE_3_BATCHES if base.dataset == BASE.dataset or kn <= large_batch]
+    sets = {
+        "tune": ExperimentSet(
+            f"The rate at kn = {base.global_batch_size}",
+            {f"rate {r:g}": change(base, base_learning_rate=r) for r in TUNE_RATES},
+            1,
+        ),
+        "table1": ExperimentSet(
+            f"Table 1: warmup at kn = {large_batch}",
+            {
+                f"baseline, kn = {base.global_batch_size}": base,
+                "no warmup": change(large, warmup="none"),
+                "constant warmup": change(large, warmup="constant"),
+                "gradual warmup": large,
+            },
+            5,
+        ),
+        "figure3": ExperimentSet(
+            "Figure 3: error against minibatch size",
+            {f"kn = {kn}": change(base, global_batch_size=kn) for kn in batches},
+            3,
+        ),
+        "table2a": ExperimentSet(
+            f"Table 2a: rates at kn = {large_batch}",
+            {
+                f"{rate / 2:g} x {k}": change(large, base_learning_rate=rate / 2),
+                f"{rate:g} x {k} (the linear rule)": large,
+                f"{rate * 2:g} x {k}": change(large, base_learning_rate=rate * 2),
+                f"{rate:g} (unscaled)": change(large, reference_batch_size=large_batch),
+                # Warmed up from the base rate to sqrt(k) times it.
+                f"{rate:g} x sqrt {k}": change(
+                    large, reference_batch_size=round(large_batch / math.sqrt(k))
+                ),
+            },
+            3,
+        ),
+        "table2b": ExperimentSet(
+            "Table 2b: gamma of each block's last batch norm",
+            {
+                f"kn = {recipe.global_batch_size}, gamma = {0 if zero else 1}": change(
+                    recipe, zero_gamma=zero
+                )
+                for recipe in (base, large)
+                for zero in (False, True)
+            },
+            3,
+        ),
+        "batch_norm": ExperimentSet(
+            "n fixed against n that grows with kn",
+            {
+                f"kn = {kn}, n = {n}": change(base, global_batch_size=kn, micro_batch_size=n)
+                for kn in (8 * base.global_batch_size, large_batch)
+                for n in (base.micro_batch_size, kn)
+            },
+            3,
+        ),
+        "beyond": ExperimentSet(
+            f"Beyond the linear rule, kn = {4 * large_batch}",
+            {
+                "linear rule": change(base, global_batch_size=4 * large_batch),
+                **{
+                    f"LARS, rate {rate:g}": change(
+                        base,
+                        global_batch_size=4 * large_batch,
+                        reference_batch_size=4 * large_batch,
+                        optimizer="lars",
+                        base_learning_rate=rate,
+                        decay="polynomial",
+                    )
+                    for rate in (2.0, 4.0, 8.0)
+                },
+                f"batch grown from {large_batch // 4}, x 4 twice": change(
+                    base,
+                    global_batch_size=large_batch // 4,
+                    batch_growth_epochs=(base.epochs // 3, 2 * base.epochs // 3),
+                    batch_growth_factor=4,
+                ),
+            },
+            3,
+        ),
+    }
+    if seeds is None:
+        return sets
+    return {name: change(s, num_seeds=min(seeds, s.num_seeds)) for name, s in sets.items()}
+
+
+_SETS = tuple(create_sets(BASE, LARGE_BATCH))
+_SET = flags.DEFINE_multi_enum("set", None, _SETS, "Which sets; all if not given.")
+_QUICK_RUN = flags.DEFINE_bool("quick", False, "Few images and epochs; keeps its own results.")
+_RUN_DIR = flags.DEFINE_string("run_dir", "runs/reproduce", "Where runs under way are.")
+_RESULTS = flags.DEFINE_string("results", "results", "Where complete runs are kept.")
+_OUTPUT = flags.DEFINE_string("output", "docs/reproduction", "Where tables and figures go.")
+_SEEDS = flags.DEFINE_integer("seeds", None, "At most so many of each recipe.", lower_bound=1)
+_CONCURRENT = flags.DEFINE_integer("concurrent", None, "Runs at a time. [one a core]")
+_FIGURES_ONLY = flags.DEFINE_bool("figures_only", False, "Train nothing.")
+
+
+def main(_: list[str]) -> None:
+    """Trains what is missing, then writes tables and figures."""
+    results, output = Path(_RESULTS.value), Path(_OUTPUT.value)
+    sets = create_sets(BASE, LARGE_BATCH, _SEEDS.value)
+    if _QUICK_RUN.value:
+        results, output = (Path(_RUN_DIR.value, "quick", n) for n in ("results", "report"))
+        base = dataclasses.replace(BASE, **_QUICK)
+        sets = create_sets(base, _QUICK_LARGE_BATCH, _SEEDS.value or _QUICK_SEEDS)
+    chosen = {name: sets[name] for name in _SET.value or _SETS}
+    if not _FIGURES_ONLY.value:
+        known = read_results(results)
+        runs = itertools.chain.from_iterable(s.runs() for s in chosen.values())
+        missing = [recipe for recipe in dict.fromkeys(runs) if recipe not in known]
+        concurrent = _CONCURRENT.value or len(os.sched_getaffinity(0))
+        train_all(missing, concurrent, Path(_RUN_DIR.value), results)
+    known = read_results(results)
+    for name, experiment_set in chosen.items():
+        print(write_set(name, experiment_set, known, output))
+    print(f"Runs are kept in {results}, tables and figures in {output}")
+
+
+def read_results(folder: Path) -> dict[Recipe, report.RunRecord]:
+    """Returns the complete runs by recipe."""
+    records = (report.read_record(path) for path in sorted(folder.glob("*.json")))
+    return {_recipe_of(record): record for record in records}
+
+
+def _recipe_of(record: report.RunRecord) -> Recipe:
+    """A field that was added after the run was made has the value that the run had: its default."""
+    return Recipe(**record.recipe)
+
+
+def train_all(recipes: Sequence[Recipe], concurrent: int, folder: Path, results: Path) -> None:
+    """Trains recipes, several at a time, and keeps each one's record when it is done."""
+    waiting, running = list(recipes), dict[subprocess.Popen, Recipe]()
+    total = sum(recipe.epochs for recipe in recipes)
+    print(f"{len(recipes)} runs to do, {concurrent} at a time")
+    try:
+        with tqdm(total=total, unit="epoch", disable=not recipes) as bar:
+            done = 0
+            while waiting or running:
+                while waiting and len(running) < concurrent:
+                    recipe = waiting.pop(0)
+                    running[start(recipe, folder)] = recipe
+                time.sleep(_POLL_SECS)
+                for run in [r for r in running if r.poll() is not None]:
+                    recipe = running.pop(run)
+                    keep(run.returncode, recipe, folder, results)
+                    done += recipe.epochs
+                under_way = (RunFolder(run_dir(r, folder)).read_metrics() for r in running.values())
+                bar.n = done + sum(map(len, under_way))
+                bar.set_postfix_str(", ".join(map(title, running.values())), refresh=True)
+    finally:
+        for run in running:
+            run.kill()
+            run.wait()
+
+
+def start(recipe: Recipe, folder: Path) -> subprocess.Popen:
+    """Starts or continues one run on one thread; it ends when this process does."""
+    path = run_dir(recipe, folder)
+    path.mkdir(parents=True, exist_ok=True)
+    with (path / "output.log").open("ab") as log:
+        return subprocess.Popen(
+            [
+                *(sys.executable, "-m", "tf_lbsgd.cli.train", f"--run_dir={path}"),
+                *flag_definitions.flags_from_recipe(recipe),
+            ],
+            env={**os.environ, **_ONE_THREAD, **process.launcher_environment()},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C reaches this process alone, which ends the runs
+        )
+
+
+def keep(status: int, recipe: Recipe, folder: Path, results: Path) -> None:
+    """Writes the record of a run that has ended; stops everything if it failed."""
+    path = run_dir(recipe, folder)
+    if status:
+        log = (path / "output.log").read_text(errors="replace")
+        sys.exit(f"{title(recipe)} failed (status {status}):\n{log[-2000:]}")
+    record = dataclasses.replace(report.read_record(path), made_by=provenance())
+    report.write_record(record, results / f"{title(recipe)}-{recipe.digest()[:8]}.json")
+
+
+def run_dir(recipe: Recipe, folder: Path) -> Path:
+    """Where a run is while it is under way."""
+    return folder / f"{title(recipe)}-{recipe.digest()[:8]}"
+
+
+def title(recipe: Recipe) -> str:
+    """Names a run for people; the digest tells it from others."""
+    return f"{recipe.model}-kn{recipe.global_batch_size}-seed{recipe.seed}"
+
+
+def provenance() -> dict[str, str]:
+    """What a record says of its making."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
+    import keras
+    import tensorflow as tf
+
+    versions = {"tensorflow": tf.__version__, "keras": keras.__version__}
+    return {"commit": commit, **versions, "machine": platform.machine(), "threads": "1"}
+
+
+def write_set(
+    name: str,
+    experiment_set: ExperimentSet,
+    known: dict[Recipe, report.RunRecord],
+    output: Path,
+) -> str:
+    """Writes the table and the figures of a set; returns the table."""
+    cells = []
+    for label, recipe in experiment_set.cells.items():
+        seeds = [dataclasses.replace(recipe, seed=s) for s in range(experiment_set.num_seeds)]
+        if runs := tuple(known[r] for r in seeds if r in known):
+            cells.append(report.Cell(label, runs))
+    text = f"## {experiment_set.title}\n\n"
+    if not cells:
+        return f"{text}No run is complete yet.\n"
+    text += report.markdown_table(report.table_rows(cells)) + "\n"
+    if name == "table1" and len(cells) == len(experiment_set.cells):
+        text += compare_with_first(cells) + "\n"
+    output.mkdir(parents=True, exist_ok=True)
+    figures = {name: report.error_curves(cells), f"{name}_loss": report.loss_curves(cells)}
+    if name == "figure3":
+        figures[f"{name}_error"] = error_against_batch(cells)
+    for figure_name, figure in figures.items():
+        (output / f"{figure_name}.png").write_bytes(report.png_bytes(figure))
+        text += f"![{figure_name}]({figure_name}.png)\n"
+    (output / f"{name}.md").write_text(text)
+    return text
+
+
+def compare_with_first(cells: Sequence[report.Cell]) -> str:
+    """Tests whether each cell's error is above that of the first.
+
+    An exact permutation test of the difference of means: p is the share of all ways to divide the
+    runs into two groups of these sizes whose difference is as large or larger.
+    """
+    first, *others = cells
+    lines = []
+    for cell in others:
+        errors = [[run.error for run in c.runs] for c in (cell, first)]
+        difference = cell.error_mean - first.error_mean
+        lines.append(
+            f"- {cell.label}: {difference:+.2f} above {first.label}, p = {p_value(*errors):.3f} "
+            "(one-sided permutation test)\n"
+        )
+    return "".join(lines)
+
+
+def p_value(high: Sequence[float], low: Sequence[float]) -> float:
+    """Chance that a division at random has means as far apart as mean(high) - mean(low)."""
+    pooled = [*high, *low]
+    observed = statistics.fmean(high) - statistics.fmean(low)
+    differences = []
+    for chosen in itertools.combinations(range(len(pooled)), len(high)):
+        others = [x for i, x in enumerate(pooled) if i not in chosen]
+        differences.append(statistics.fmean(pooled[i] for i in chosen) - statistics.fmean(others))
+    return sum(d >= observed - 1e-9 for d in differences) / len(differences)
+
+
+def error_against_batch(cells: Iterable[report.Cell]) -> Figure:
+    """Draws figure 3: error against kn, with two deviations as in the paper."""
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    cells = list(cells)
+    batches = [cell.runs[0].recipe["global_batch_size"] for cell in cells]
+    axes.errorbar(
+        batches,
+        [cell.error_mean for cell in cells],
+        [2 * (cell.error_std or 0) for cell in cells],
+        marker="o",
+        capsize=3,
+    )
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(batches, [str(batch) for batch in batches])
+    axes.set(xlabel="global minibatch, images", ylabel="validation top-1 error, %")
+    axes.grid(alpha=0.3)
+    return figure
+
+
+if __name__ == "__main__":
+    app.run(main)
