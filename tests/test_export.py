@@ -14,10 +14,11 @@ from tf_lbsgd import checkpoints, input_pipeline
 from tf_lbsgd.checkpoints import Checkpoint
 from tf_lbsgd.cli.process import MISCONFIGURED
 from tf_lbsgd.export import export_run
+from tf_lbsgd.preparation import open_split
 from tf_lbsgd.recipe import Recipe
 from tf_lbsgd.run_folder import RunFolder
 from tf_lbsgd.run_options import RunOptions
-from tf_lbsgd.training import create_model, evaluated_weights, open_split
+from tf_lbsgd.training import create_model, evaluated_weights
 
 RECIPE = Recipe(
     model="resnet8",

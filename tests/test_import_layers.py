@@ -12,7 +12,7 @@ LAYERS = (
     ("cli",),
     ("export",),
     ("training", "launcher", "report"),
-    ("audit",),
+    ("audit", "preparation"),
     ("trainer", "callbacks", "input_pipeline"),
     ("distribution", "optimizers", "schedules", "checkpoints", "models", "metrics"),
     ("layers", "run_folder", "plan"),

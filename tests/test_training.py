@@ -12,6 +12,7 @@ from tf_lbsgd import audit, checkpoints, training
 from tf_lbsgd.cluster import Cluster
 from tf_lbsgd.input_pipeline.order import sample_ids
 from tf_lbsgd.plan import Plan
+from tf_lbsgd.preparation import open_split, prepare_run
 from tf_lbsgd.recipe import Recipe
 from tf_lbsgd.run_options import RunOptions
 
@@ -31,7 +32,7 @@ KEEP_ALL = RunOptions(checkpoint_every_steps=1, keep_checkpoints=100, audit_data
 
 
 def run(recipe, folder, options=None):
-    return training.run_training(recipe, Cluster(), folder, options)
+    return training.run_training(prepare_run(recipe, Cluster(), folder, options))
 
 
 def metrics_of(folder):
@@ -152,6 +153,6 @@ def test_trains(options, tmp_path):
 @pytest.mark.parametrize(("zero_gamma", "num_zero"), [(True, 3), (False, 0)])
 def test_zero_gamma_reaches_the_model(zero_gamma, num_zero):
     recipe = dataclasses.replace(RECIPE, zero_gamma=zero_gamma)
-    model = training.create_model(recipe, training.open_split(recipe, RunOptions(), "train"))
+    model = training.create_model(recipe, open_split(recipe, RunOptions(), "train"))
     gammas = [v.numpy() for v in model.trainable_variables if v.path.endswith("gamma")]
     assert sum(not gamma.any() for gamma in gammas) == num_zero

@@ -45,16 +45,30 @@ def create_strategy(cluster: Cluster | None = None) -> tf.distribute.Strategy:
         )
     num_replicas = replicas_per_worker()
     if num_replicas > 1:
-        kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
+        kind = "GPU" if tf.config.get_visible_devices("GPU") else "CPU"
         return tf.distribute.MirroredStrategy([f"{kind}:{i}" for i in range(num_replicas)])
     return tf.distribute.get_strategy()
 
 
 def replicas_per_worker() -> int:
-    """Number of replicas one process runs: its GPUs, or the parts of its CPU."""
+    """Number of replicas one process runs: the GPUs it sees, or the parts of its CPU."""
     (cpu,) = tf.config.list_physical_devices("CPU")
     parts_of_cpu = tf.config.get_logical_device_configuration(cpu) or [cpu]
-    return len(tf.config.list_physical_devices("GPU")) or len(parts_of_cpu)
+    return len(tf.config.get_visible_devices("GPU")) or len(parts_of_cpu)
+
+
+def leave_gpus_to_others(num_workers: int) -> int:
+    """Hides from this process all GPUs but the share of one of several equal workers.
+
+    Call it before any TensorFlow operation.
+
+    Returns:
+        Number of GPUs a worker has; 0 if there are fewer GPUs than workers.
+    """
+    gpus = tf.config.list_physical_devices("GPU")
+    share = len(gpus) // num_workers
+    tf.config.set_visible_devices(gpus[:share], "GPU")
+    return share
 
 
 def split_cpu(num_replicas: int) -> None:
@@ -106,5 +120,5 @@ def distribute_dataset(
 
 
 def _accelerators_per_worker() -> dict[str, int]:
-    num_gpus = len(tf.config.list_physical_devices("GPU"))
+    num_gpus = len(tf.config.get_visible_devices("GPU"))
     return {"GPU": num_gpus} if num_gpus else {}

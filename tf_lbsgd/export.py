@@ -17,9 +17,10 @@ import tensorflow as tf
 from tf_lbsgd import checkpoints
 from tf_lbsgd.checkpoints import Checkpoint
 from tf_lbsgd.layers import BatchNormalization
+from tf_lbsgd.preparation import open_split
 from tf_lbsgd.run_folder import RunFolder
 from tf_lbsgd.run_options import RunOptions
-from tf_lbsgd.training import create_model, evaluated_weights, open_split
+from tf_lbsgd.training import create_model, evaluated_weights
 
 
 def export_run(

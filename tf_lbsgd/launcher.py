@@ -56,10 +56,10 @@ class LocalWorkers:
 
     def __enter__(self) -> "LocalWorkers":
         self._processes: list[subprocess.Popen[bytes]] = []
-        addresses = tuple(f"localhost:{port}" for port in free_ports(len(self.logs)))
+        cluster = local_cluster(len(self.logs))
         for task_index, log in enumerate(self.logs):
-            cluster = Cluster(workers=addresses, task_index=task_index)
-            self._processes.append(self._start(cluster, log))
+            mine = dataclasses.replace(cluster, task_index=task_index)
+            self._processes.append(self._start(mine, log))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -99,6 +99,11 @@ class LocalWorkers:
                 stderr=file,
                 start_new_session=True,  # Ctrl-C reaches the launcher alone, which ends them
             )
+
+
+def local_cluster(num_workers: int) -> Cluster:
+    """Returns a cluster of workers on this machine, on ports that are free now, as its chief."""
+    return Cluster(workers=tuple(f"localhost:{port}" for port in free_ports(num_workers)))
 
 
 def free_ports(count: int) -> list[int]:

@@ -4,11 +4,10 @@ Everything else in the package is called from here. `run_training` is the same o
 the chief alone writes the run folder and the terminal.
 """
 
-import dataclasses
 import hashlib
 import os
 import statistics
-from typing import Any, Literal
+from typing import Any
 
 import keras
 import numpy as np
@@ -29,6 +28,7 @@ from tf_lbsgd.metrics import SampleCount
 from tf_lbsgd.models import resnet
 from tf_lbsgd.optimizers import LARS, MomentumSGD
 from tf_lbsgd.plan import Plan
+from tf_lbsgd.preparation import PreparedRun, open_split
 from tf_lbsgd.recipe import Recipe
 from tf_lbsgd.run_folder import RunFolder, reported_error
 from tf_lbsgd.run_options import RunOptions
@@ -45,34 +45,21 @@ _PRECISION_POLICIES = {
 }
 
 
-def run_training(
-    recipe: Recipe,
-    cluster: Cluster,
-    run_dir: str | os.PathLike[str],
-    options: RunOptions | None = None,
-) -> dict[str, Any]:
+def run_training(prepared: PreparedRun) -> dict[str, Any]:
     """Trains by a recipe on a cluster; continues a run that was interrupted.
 
     Args:
-        recipe: What to compute.
-        cluster: On which workers; this process is one of them.
-        run_dir: The run folder, on a file system that all workers share.
-        options: Where and how fast.
+        prepared: The run, by `prepare_run`.
 
     Returns:
         The contents of `result.json`.
 
     Raises:
-        ValueError: recipe, data, cluster and run folder do not fit; raised before any step.
+        ValueError: the newest checkpoint does not fit; raised before any step.
     """
-    options = options or RunOptions()
+    recipe, cluster, options = prepared.plan.recipe, prepared.cluster, prepared.options
     if options.deterministic:
         distribution.make_deterministic(recipe.seed)
-    if options.cpu_replicas > 1:
-        distribution.split_cpu(options.cpu_replicas)
-    prepared = prepare_run(
-        recipe, cluster.num_workers * distribution.replicas_per_worker(), run_dir, options
-    )
     run_folder, plan = prepared.run_folder, prepared.plan
     result = run_folder.read_result()
     if result is not None:
@@ -100,59 +87,6 @@ def run_training(
     result = summarize(model, run_folder, position) if cluster.is_chief else {}
     wait_for_all_workers(strategy)
     return result
-
-
-@dataclasses.dataclass(frozen=True)
-class PreparedRun:
-    """A run whose parts were checked against each other; nothing has started.
-
-    Attributes:
-        plan: The step arithmetic.
-        train: Training images.
-        validation: Validation images.
-        run_folder: Where the run is kept; exists only if the run was started before.
-        options: Where and how fast.
-    """
-
-    plan: Plan
-    train: input_pipeline.Source
-    validation: input_pipeline.Source
-    run_folder: RunFolder
-    options: RunOptions
-
-    @property
-    def augmentation(self) -> str:
-        """The recipe's augmentation; "auto" is what suits the data set."""
-        named = self.plan.recipe.augmentation
-        return self.train.default_augmentation if named == "auto" else named
-
-
-def prepare_run(
-    recipe: Recipe,
-    num_replicas: int,
-    run_dir: str | os.PathLike[str],
-    options: RunOptions,
-) -> PreparedRun:
-    """Opens the data and checks that recipe, replicas and run folder fit; starts nothing.
-
-    Raises:
-        ValueError: says what was received, what was expected and what to do.
-    """
-    run_folder = RunFolder(run_dir)
-    run_folder.check(recipe)
-    train = open_split(recipe, options, "train")
-    validation = open_split(recipe, options, "validation")
-    plan = Plan(recipe, num_train_examples=train.num_examples, num_replicas=num_replicas)
-    return PreparedRun(plan, train, validation, run_folder, options)
-
-
-def open_split(
-    recipe: Recipe, options: RunOptions, split: Literal["train", "validation"]
-) -> input_pipeline.Source:
-    """Opens the training or the validation images of a recipe's data set."""
-    return input_pipeline.open_source(
-        recipe.dataset, data_dir=options.data_dir, image_size=recipe.image_size, split=split
-    )
 
 
 def create_model(

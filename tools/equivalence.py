@@ -22,9 +22,10 @@ from state_differences import GROUPS, read_state, relative_differences
 from tqdm import tqdm
 
 from tf_lbsgd import audit, checkpoints, training
+from tf_lbsgd.cluster import Cluster
+from tf_lbsgd.preparation import prepare_run
 from tf_lbsgd.recipe import Recipe
 from tf_lbsgd.run_folder import RunFolder
-from tf_lbsgd.run_options import RunOptions
 
 _RUN_DIR = flags.DEFINE_string("run_dir", "runs/equivalence", "Where the runs are kept.")
 _OUTPUT = flags.DEFINE_string("output", None, "Also write the table here, as Markdown.")
@@ -182,7 +183,7 @@ def write_perturbed_start(run_dir: Path, recipe: Recipe, seed: int) -> None:
 
     A run continued from it shows how far rounding alone carries the weights apart.
     """
-    prepared = training.prepare_run(recipe, 1, run_dir, RunOptions())
+    prepared = prepare_run(recipe, Cluster(), run_dir)
     model = training.create_model(recipe, prepared.train)
     training.compile_for_training(model, prepared.plan)
     model.optimizer.build(model.trainable_variables)

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from tf_lbsgd import checkpoints, input_pipeline, training
 from tf_lbsgd.optimizers import MomentumSGD
 from tf_lbsgd.plan import Plan
+from tf_lbsgd.preparation import open_split
 from tf_lbsgd.recipe import Recipe
 from tf_lbsgd.run_folder import RunFolder
 from tf_lbsgd.run_options import RunOptions
@@ -43,7 +44,7 @@ def main(_: list[str]) -> None:
     """Measures at the initial weights and at every checkpoint of the run."""
     run_folder = RunFolder(_RUN_DIR.value)
     recipe = run_folder.read_recipe()
-    source = training.open_split(recipe, RunOptions(data_dir=_DATA_DIR.value), "train")
+    source = open_split(recipe, RunOptions(data_dir=_DATA_DIR.value), "train")
     plan = Plan(recipe, source.num_examples)
     model, initial = create_sgd_model(recipe, source)
     starts = {0: initial}

@@ -13,9 +13,9 @@ from absl import app, flags
 
 from tf_lbsgd import audit
 from tf_lbsgd.plan import Plan
+from tf_lbsgd.preparation import open_split
 from tf_lbsgd.run_folder import RunFolder
 from tf_lbsgd.run_options import RunOptions
-from tf_lbsgd.training import open_split
 
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "Run trained with --audit_data.", required=True)
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of data sets found by name.")

@@ -30,14 +30,12 @@ def main(argv: list[str]) -> None:
     options = flag_definitions.run_options_from_flags()
     recipe = flag_definitions.recipe_from_flags() if binary == "train" else run_folder.read_recipe()
     with process.hold_standard_error():
-        import tensorflow as tf
+        from tf_lbsgd import distribution, preparation
 
-        from tf_lbsgd import training
-
-        gpus_per_worker = len(tf.config.list_physical_devices("GPU")) // num_workers
-    if binary == "train":
-        num_replicas = num_workers * (gpus_per_worker or options.cpu_replicas)
-        training.prepare_run(recipe, num_replicas, run_folder.path, options)
+        gpus_per_worker = distribution.leave_gpus_to_others(num_workers)
+        if binary == "train":  # as its first worker will
+            cluster = launcher.local_cluster(num_workers)
+            preparation.prepare_run(recipe, cluster, run_folder.path, options)
     workers = launcher.LocalWorkers(
         command=launcher.worker_command(f"tf_lbsgd.cli.{binary}", argv[1:]),
         logs=[run_folder.log(index) for index in range(num_workers)],

@@ -12,7 +12,7 @@ from tf_lbsgd.run_folder import RunFolder
 
 
 def main(_: list[str]) -> None:
-    """Builds recipe and cluster, and calls `run_training`."""
+    """Builds recipe and cluster, and calls `prepare_run` and `run_training`."""
     process.end_with_launcher()
     recipe = flag_definitions.recipe_from_flags()
     run_folder = RunFolder(flag_definitions.require_run_dir())
@@ -20,15 +20,12 @@ def main(_: list[str]) -> None:
     cluster = Cluster.from_environment()
     options = flag_definitions.run_options_from_flags()
     with process.hold_standard_error() as chatter:
-        import tensorflow as tf
+        from tf_lbsgd.preparation import prepare_run
+        from tf_lbsgd.training import run_training
 
-        from tf_lbsgd import training
-
-        num_gpus = len(tf.config.list_physical_devices("GPU"))
-        num_replicas = cluster.num_workers * (num_gpus or options.cpu_replicas)
-        training.prepare_run(recipe, num_replicas, run_folder.path, options)
+        prepared = prepare_run(recipe, cluster, run_folder.path, options)
     process.send_standard_error_to(run_folder.log(cluster.task_index), chatter)
-    result = training.run_training(recipe, cluster, run_folder.path, options)
+    result = run_training(prepared)
     if cluster.is_chief:
         print(
             f"\nValidation top-1 error: {result['validation_top_1_error']:.2f} % "
