@@ -2,45 +2,28 @@
 
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import tensorflow as tf
 
-from tf_lbsgd.input_pipeline.augmentation import (
-    RESIZED_CROP_BOX_DRAWS,
-    RESIZED_CROP_DRAWS,
-    augment_batch,
-    center_crop_box,
-    random_resized_crop_box,
-)
-from tf_lbsgd.input_pipeline.random_numbers import per_sample_uniform
-from tf_lbsgd.input_pipeline.sources import BatchLoader, Source
+from tf_lbsgd.input_pipeline.image_decoding import CHANNELS, EncodedImages, EncodedLoader
 
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _SPLIT_FOLDERS = {"train": ("train",), "validation": ("validation", "val", "test")}
-_CHANNELS = 3
 _LAYOUT = (
     "Expected: PATH/train/CLASS/*.jpg and PATH/validation/CLASS/*.jpg "
     "(or val, or test; .jpeg and .png too)."
 )
 
-# tf.map_fn keeps this many images of a batch in flight; the thread pool decides how many
-# of them run. On 2 cores it was as fast as unbatch, parallel map and batch, and it takes batches of
-# any size, zero too.
-_IMAGES_AT_ONCE = 64
-
-_PLAIN_BILINEAR_SHRINK = 2
+_FILES_AT_ONCE = 64  # being read
 
 
-class ImageFolder(Source):
+class ImageFolder(EncodedImages):
     """PATH/SPLIT/CLASS/*.jpg; classes and files in the order of their names.
 
-    Images are delivered as RGB whatever they are stored as (greyscale, palette, CMYK), square,
-    image_size pixels a side. Orientation tags (EXIF) are ignored, as torchvision's ImageFolder
-    does.
+    Attributes:
+      files: (path, label) of the images, in the order of the sample ids.
     """
-
-    default_augmentation = "random_resized_crop"
 
     def __init__(self, path: str, split: str, image_size: int):
         """Lists the files; reads none.
@@ -58,114 +41,23 @@ class ImageFolder(Source):
         self.class_names = tuple(_class_names(folder))
         _check_same_classes(folder, self.class_names, path)
         files_of_classes = [_image_files(folder / name) for name in self.class_names]
-        self._paths = [file for files in files_of_classes for file in files]
-        self._labels = [label for label, files in enumerate(files_of_classes) for _ in files]
-        self.num_examples = len(self._paths)
-        self.image_shape = (image_size, image_size, _CHANNELS)
+        self.files = [
+            (file, label) for label, files in enumerate(files_of_classes) for file in files
+        ]
+        self.num_examples = len(self.files)
+        self.image_shape = (image_size, image_size, CHANNELS)
 
-    def batch_loader(self, *, augmentation: str, seed: int) -> BatchLoader:
-        """Reads, decodes, crops and resizes the files of a batch in parallel."""
-        all_paths, all_labels = tf.constant(self._paths), tf.constant(self._labels, tf.int32)
-        image_size = self.image_shape[0]
-        random_box = augmentation == "random_resized_crop"
+    def encoded_loader(self) -> EncodedLoader:
+        """Reads whole files."""
+        paths_and_labels = zip(*self.files, strict=True)
+        all_paths, all_labels = (tf.constant(column) for column in paths_and_labels)
 
-        def load_one(path_and_uniforms: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
-            path, uniforms = path_and_uniforms
-            if random_box:
-                return _load_random_crop(path, uniforms, image_size)
-            return _load_center_crop(path, image_size)
-
-        def load(epoch: tf.Tensor, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            paths, labels = tf.gather(all_paths, ids), tf.gather(all_labels, ids)
-            uniforms = per_sample_uniform(seed, epoch, ids, RESIZED_CROP_DRAWS)
-            images = tf.map_fn(
-                load_one,
-                (paths, uniforms),
-                fn_output_signature=tf.TensorSpec(self.image_shape, tf.uint8),
-                parallel_iterations=_IMAGES_AT_ONCE,
-            )
-            if not random_box:
-                images = augment_batch(
-                    images, augmentation=augmentation, seed=seed, epoch=epoch, ids=ids
-                )
-            return images, labels
+        def load(ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            paths = tf.gather(all_paths, ids)
+            encoded = tf.map_fn(tf.io.read_file, paths, parallel_iterations=_FILES_AT_ONCE)
+            return encoded, tf.gather(all_labels, ids)
 
         return load
-
-
-def _load_random_crop(path: tf.Tensor, uniforms: tf.Tensor, image_size: int) -> tf.Tensor:
-    """uint8 [image_size, image_size, 3]: a random box of the image, half of them flipped."""
-
-    def box_of(height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
-        return random_resized_crop_box(uniforms[:RESIZED_CROP_BOX_DRAWS], height, width)
-
-    image = _resize(_decode_and_crop(tf.io.read_file(path), box_of), image_size)
-    return tf.cond(uniforms[-1] < 0.5, lambda: tf.reverse(image, [1]), lambda: image)
-
-
-def _load_center_crop(path: tf.Tensor, image_size: int) -> tf.Tensor:
-    """uint8 [image_size, image_size, 3]: the evaluation crop of the image."""
-
-    def box_of(height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
-        return center_crop_box(height, width, image_size)
-
-    return _resize(_decode_and_crop(tf.io.read_file(path), box_of), image_size)
-
-
-def _decode_and_crop(
-    encoded: tf.Tensor, box_of: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
-) -> tf.Tensor:
-    """Decodes a file, if it is a JPEG only the part in the box; the contents decide, not the name.
-
-    (ImageNet has a PNG named .JPEG, and JPEGs in CMYK.)
-
-    Args:
-      encoded: string [], the file.
-      box_of: (height, width), int32 [] each, in pixels, to the box int32 [4].
-
-    Returns:
-      uint8 [box height, box width, 3].
-    """
-
-    def crop_jpeg() -> tf.Tensor:
-        shape = tf.io.extract_jpeg_shape(encoded)
-        box = box_of(shape[0], shape[1])
-        # The same pixels as Pillow's. INTEGER_FAST saves 3 % and is wrong by 1 to 2 grey levels.
-        return tf.io.decode_and_crop_jpeg(
-            encoded, box, channels=_CHANNELS, dct_method="INTEGER_ACCURATE"
-        )
-
-    def crop_other() -> tf.Tensor:
-        image = tf.io.decode_image(encoded, channels=_CHANNELS, expand_animations=False)
-        shape = tf.shape(image)
-        y, x, height, width = tf.unstack(box_of(shape[0], shape[1]))
-        return image[y : y + height, x : x + width]
-
-    return tf.cond(tf.io.is_jpeg(encoded), crop_jpeg, crop_other)
-
-
-def _resize(image: tf.Tensor, image_size: int) -> tf.Tensor:
-    """Resizes to a square, bilinear.
-
-    Plain bilinear sampling reads every source pixel as long as it shrinks by at most two. Beyond
-    that it would skip some (aliasing), so there the antialiasing kernel is used; it makes the whole
-    load 2.3 times as slow at 500 x 375, where it is not needed.
-
-    Args:
-      image: uint8 [height, width, 3].
-      image_size: Side of the square, in pixels.
-
-    Returns:
-      uint8 [image_size, image_size, 3].
-    """
-    size = [image_size, image_size]
-    skips_pixels = tf.reduce_max(tf.shape(image)[:2]) > _PLAIN_BILINEAR_SHRINK * image_size
-    resized = tf.cond(
-        skips_pixels,
-        lambda: tf.image.resize(image, size, antialias=True),
-        lambda: tf.image.resize(image, size),
-    )
-    return tf.ensure_shape(tf.cast(tf.round(resized), tf.uint8), [*size, _CHANNELS])
 
 
 def _split_folder(path: str, split: str) -> pathlib.Path:
