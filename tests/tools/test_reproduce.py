@@ -1,0 +1,61 @@
+"""The sets of runs that reproduce the paper, and the test of their differences."""
+
+import importlib.util
+import math
+import pathlib
+
+import pytest
+
+_PATH = pathlib.Path(__file__).parents[2] / "tools/reproduce.py"
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location("reproduce", _PATH)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def sets(tool):
+    return tool.create_sets(tool.BASE, tool.LARGE_BATCH)
+
+
+def test_every_table_has_the_seeds_it_promises(sets):
+    seeds = {name: s.num_seeds for name, s in sets.items()}
+    assert seeds.pop("table1") == 5
+    assert seeds.pop("tune") == 1
+    assert set(seeds.values()) == {3}
+
+
+def test_rates_of_table_2a_are_those_of_the_paper(tool, sets):
+    """At k = 32: eta/2, eta and 2 eta times 32, eta, and eta times the root of 32."""
+    base = tool.BASE.base_learning_rate
+    peaks = [r.peak_learning_rate / base for r in sets["table2a"].cells.values()]
+    assert peaks == [16, 32, 64, 1, pytest.approx(math.sqrt(32), rel=2e-4)]
+
+
+def test_figure_3_keeps_n_and_the_rate_per_image(tool, sets):
+    recipes = list(sets["figure3"].cells.values())
+    assert [r.global_batch_size for r in recipes] == [32 * 2**i for i in range(9)]
+    assert {r.micro_batch_size for r in recipes} == {32}
+    assert {r.peak_learning_rate / r.global_batch_size for r in recipes} == {
+        tool.BASE.base_learning_rate / 32
+    }
+
+
+def test_sets_share_their_common_runs(sets):
+    table1, figure3 = set(sets["table1"].runs()), set(sets["figure3"].runs())
+    assert len(table1 & figure3) == 2 * 3  # baseline and gradual warmup, three seeds
+
+
+def test_p_value_of_separated_groups_is_one_division_of_all(tool):
+    assert tool.p_value([11, 12, 13, 14, 15], [1, 2, 3, 4, 5]) == 1 / 252
+    assert tool.p_value([1, 2, 3, 4, 5], [11, 12, 13, 14, 15]) == 1
+    assert tool.p_value([3.0, 3.0], [3.0, 3.0]) == 1
+
+
+def test_a_quick_run_keeps_the_sets(tool):
+    quick = tool.create_sets(tool.BASE, 256, seeds=2)
+    assert {s.num_seeds for s in quick.values()} == {1, 2}
