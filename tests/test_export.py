@@ -13,12 +13,13 @@ from commands import run
 from tf_lbsgd import checkpoints, input_pipeline
 from tf_lbsgd.checkpoints import Checkpoint
 from tf_lbsgd.cli.process import MISCONFIGURED
+from tf_lbsgd.evaluation import evaluated_weights
 from tf_lbsgd.export import export_run
 from tf_lbsgd.preparation import open_split
 from tf_lbsgd.recipe import Recipe
 from tf_lbsgd.run_folder import RunFolder
 from tf_lbsgd.run_options import RunOptions
-from tf_lbsgd.training import create_model, evaluated_weights
+from tf_lbsgd.training import create_model
 
 RECIPE = Recipe(
     model="resnet8",
@@ -98,7 +99,9 @@ def untrained(tmp_path):
         model = create_model(recipe, open_split(recipe, RunOptions(), "validation"))
         variables = checkpoints.model_variables(model)
         arrays = {name: variable.numpy() for name, variable in variables.items()}
-        checkpoints.save_checkpoint(run_folder.checkpoints, Checkpoint(0, arrays), keep=1)
+        checkpoints.save_checkpoint(
+            run_folder.checkpoints, Checkpoint(0, arrays, recipe.digest()), keep=1
+        )
         return run_folder.path
 
     return make

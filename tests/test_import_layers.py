@@ -11,15 +11,17 @@ PACKAGE = Path(tf_lbsgd.__file__).parent
 LAYERS = (
     ("cli",),
     ("export",),
+    ("evaluation",),
     ("training", "launcher", "report"),
     ("audit", "preparation"),
     ("trainer", "callbacks", "input_pipeline"),
     ("distribution", "optimizers", "schedules", "checkpoints", "models", "metrics"),
+    ("step_record", "micro_batches"),
     ("layers", "run_folder", "plan"),
-    ("recipe", "cluster", "run_options"),
+    ("recipe", "cluster", "run_options", "stops"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-STANDARD_LIBRARY_ONLY = ("recipe", "plan", "cluster", "run_folder", "run_options")
+STANDARD_LIBRARY_ONLY = ("recipe", "plan", "cluster", "run_folder", "run_options", "stops")
 
 
 def imports_of(path: Path) -> set[str]:

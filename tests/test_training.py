@@ -7,8 +7,9 @@ import shutil
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tf_lbsgd import audit, checkpoints, training
+from tf_lbsgd import audit, checkpoints, evaluation, training
 from tf_lbsgd.cluster import Cluster
 from tf_lbsgd.input_pipeline.order import sample_ids
 from tf_lbsgd.plan import Plan
@@ -82,20 +83,79 @@ def test_every_epoch_follows_its_own_permutation_whatever_its_batch(growing):
         np.testing.assert_array_equal(ids, expected)
 
 
-@pytest.mark.parametrize("step", [8, 12, 13, 15])  # within a phase, and at either change
-def test_a_growing_run_resumed_at_any_step_is_the_uninterrupted_one(growing, tmp_path, step):
-    folder = tmp_path / "resumed"
-    shutil.copytree(growing, folder)
+def copy_until(run_dir, folder, step):
+    """A run that was killed after a step: its folder, without the checkpoints of later ones."""
+    shutil.copytree(run_dir, folder)
     (folder / "result.json").unlink()
-    for path in (folder / "checkpoints").iterdir():
+    for path in (folder / "checkpoints").glob("step-*"):
         if int(path.stem.removeprefix("step-")) > step:
             path.unlink()
+    return folder
+
+
+def curve_of(folder, tag):
+    events = EventAccumulator(str(folder / "tensorboard"), {"scalars": 0}).Reload()
+    return [(point.step, point.value) for point in events.Scalars(tag)]
+
+
+@pytest.mark.parametrize("step", [8, 12, 13, 15])  # within a phase, and at either change
+def test_a_growing_run_resumed_at_any_step_is_the_uninterrupted_one(growing, tmp_path, step):
+    folder = copy_until(growing, tmp_path / "resumed", step)
     run(GROWING, folder)
     assert_states_agree(state_of(folder), state_of(growing))
     for one, other in zip(metrics_of(folder), metrics_of(growing), strict=True):
         for name in ("epoch", "step", "learning_rate", "train_images"):
             assert one[name] == other[name]
         assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-4)
+
+
+def test_a_run_interrupted_in_an_evaluation_evaluates_first_and_loses_no_step(growing, tmp_path):
+    folder = copy_until(growing, tmp_path / "resumed", 12)
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text(lines[0])
+    options = RunOptions(audit_data=True)
+    shutil.rmtree(folder / "audit")
+    run(GROWING, folder, options)
+
+    assert sorted(audit.read_audit(folder / "audit")) == list(range(12, 16))
+    resumed, uninterrupted = metrics_of(folder), metrics_of(growing)
+    assert [epoch["epoch"] for epoch in resumed] == [1, 2, 3, 4]
+    for name in ("step", "learning_rate", "train_images", "train_loss", "train_top_1_error"):
+        assert resumed[1][name] == uninterrupted[1][name]
+    assert resumed[1]["images_per_second"] > 0
+    assert resumed[1]["validation_loss"] == pytest.approx(uninterrupted[1]["validation_loss"])
+
+
+def test_curves_of_a_resumed_run_have_one_point_a_step(growing, tmp_path):
+    folder = copy_until(growing, tmp_path / "resumed", 8)
+    run(GROWING, folder)
+    for tag in ("learning_rate", "train_loss", "gradient_norm"):
+        assert [step for step, _ in curve_of(folder, tag)] == list(range(1, 17)), tag
+    assert [step for step, _ in curve_of(folder, "validation_loss")] == [6, 12, 15, 16]
+    assert curve_of(folder, "learning_rate") == curve_of(growing, "learning_rate")
+
+
+def test_the_best_checkpoint_stays_and_is_evaluated_on_request(growing, tmp_path):
+    folder = copy_until(growing, tmp_path / "resumed", 12)
+    run(GROWING, folder, RunOptions(keep_checkpoints=1))
+    epochs = metrics_of(folder)
+    best = min(epochs, key=lambda epoch: epoch["validation_top_1_error"])
+    assert best["step"] < epochs[-1]["step"]  # else this test would prove nothing
+    steps = {int(p.stem[-9:]) for p in (folder / "checkpoints").glob("step-*.json")}
+    assert steps == {best["step"], epochs[-1]["step"]}
+
+    evaluated = evaluation.run_evaluation(folder, Cluster(), RunOptions(checkpoint="best"))
+    assert evaluated["step"] == best["step"]
+    for name in ("validation_loss", "validation_top_1_error"):
+        assert evaluated[name] == pytest.approx(best[name], rel=1e-6)
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(growing, tmp_path):
+    folder = copy_until(growing, tmp_path / "resumed", 8)
+    other = dataclasses.replace(GROWING, seed=6)
+    (folder / "recipe.json").write_text(json.dumps(other.to_json()))
+    with pytest.raises(ValueError, match=r"step-000000008 is of another recipe.*Received.*Exp"):
+        run(other, folder)
 
 
 # ----------------------------------------------------------------------------- averaged weights
@@ -109,10 +169,10 @@ def averaged(tmp_path_factory):
 
 
 def test_evaluate_repeats_the_last_validation_of_averaged_weights(averaged):
-    evaluation = training.run_evaluation(averaged, Cluster())
+    evaluated = evaluation.run_evaluation(averaged, Cluster())
     last = metrics_of(averaged)[-1]
     for name in ("validation_loss", "validation_top_1_error"):
-        assert evaluation[name] == pytest.approx(last[name], rel=1e-6)
+        assert evaluated[name] == pytest.approx(last[name], rel=1e-6)
 
 
 def test_averaging_changes_what_is_evaluated_and_not_what_is_trained(averaged, tmp_path):
@@ -146,8 +206,8 @@ def test_trains(options, tmp_path):
     first, last = metrics_of(tmp_path)
     assert last["train_loss"] < first["train_loss"]
     assert last["learning_rate"] == np.float32(Plan(recipe, NUM_IMAGES).learning_rate(11))
-    evaluation = training.run_evaluation(tmp_path, Cluster())
-    assert evaluation["validation_loss"] == pytest.approx(last["validation_loss"], rel=1e-6)
+    evaluated = evaluation.run_evaluation(tmp_path, Cluster())
+    assert evaluated["validation_loss"] == pytest.approx(last["validation_loss"], rel=1e-6)
 
 
 @pytest.mark.parametrize(("zero_gamma", "num_zero"), [(True, 3), (False, 0)])

@@ -96,6 +96,23 @@ def make_deterministic(seed: int) -> None:
     tf.config.experimental.enable_op_determinism()
 
 
+def values_of_chief(strategy: tf.distribute.Strategy, values: Sequence[float]) -> list[float]:
+    """Returns on every worker what the chief gave; all workers must call it.
+
+    Args:
+        strategy: The strategy.
+        values: As many on every worker; those of other workers than the chief are ignored.
+    """
+
+    def exchange() -> tf.Tensor:
+        context = tf.distribute.get_replica_context()
+        is_first = context.replica_id_in_sync_group == 0  # the chief's first replica
+        mine = tf.where(is_first, tf.constant(values, tf.float64), 0.0)
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, mine)
+
+    return strategy.experimental_local_results(strategy.run(exchange))[0].numpy().tolist()
+
+
 def distribute_dataset(
     strategy: tf.distribute.Strategy,
     make_dataset: Callable[[Sequence[int]], tf.data.Dataset],

@@ -15,12 +15,12 @@ import keras
 import tensorflow as tf
 
 from tf_lbsgd import checkpoints
-from tf_lbsgd.checkpoints import Checkpoint
+from tf_lbsgd.evaluation import checkpoint_to_judge, evaluated_weights
 from tf_lbsgd.layers import BatchNormalization
 from tf_lbsgd.preparation import open_split
 from tf_lbsgd.run_folder import RunFolder
 from tf_lbsgd.run_options import RunOptions
-from tf_lbsgd.training import create_model, evaluated_weights
+from tf_lbsgd.training import create_model
 
 
 def export_run(
@@ -29,7 +29,7 @@ def export_run(
     export_format: str,
     options: RunOptions | None = None,
 ) -> dict[str, Any]:
-    """Exports the newest checkpoint of a run as a stock Keras model.
+    """Exports a checkpoint of a run as a stock Keras model.
 
     The weights are those that `run_evaluation` takes: the averages, where the run kept some.
     `output` appears whole or not at all.
@@ -40,7 +40,8 @@ def export_run(
         export_format: "keras", a file that `keras.saving.load_model` opens where this package is
             not installed; or "saved_model", a folder whose signature "serving_default" takes
             `images` and returns a dict of `logits`.
-        options: Where the data are: the shape of the images is the data set's.
+        options: Where the data are: the shape of the images is the data set's; and which
+            checkpoint, the newest or the best.
 
     Returns:
         step (of the checkpoint), image_shape (height, width, channels), num_classes.
@@ -53,8 +54,9 @@ def export_run(
     recipe = run_folder.read_recipe()
     write = _writer(export_format)
     _check_output(output, export_format)
-    checkpoint = _newest_checkpoint(run_folder)
-    source = open_split(recipe, options or RunOptions(), "validation")
+    options = options or RunOptions()
+    checkpoint = checkpoint_to_judge(run_folder, options)
+    source = open_split(recipe, options, "validation")
     # The layers of another precision would cast; variables are float32 in either.
     recipe = dataclasses.replace(recipe, precision="float32")
     model = stock_model(create_model(recipe, source, keras.Model))
@@ -137,13 +139,3 @@ def _check_output(output: Path, export_format: str) -> None:
             f"Nothing can be written there. Received: output={output}, where {existing} is a file "
             "or not writable. Expected: a path in a folder, or where folders can be made."
         )
-
-
-def _newest_checkpoint(run_folder: RunFolder) -> Checkpoint:
-    checkpoint = checkpoints.load_newest_checkpoint(run_folder.checkpoints)
-    if checkpoint is None:
-        raise ValueError(
-            f"Nothing to export. Received: no complete checkpoint in {run_folder.checkpoints} "
-            "Expected: a run that finished at least an epoch."
-        )
-    return checkpoint

@@ -1,6 +1,7 @@
 """How and where a run goes, which never changes what it computes."""
 
 import dataclasses
+from typing import Literal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,6 +14,9 @@ class RunOptions:
         checkpoint_every_steps: Save within epochs too; None saves at the end of each epoch.
         keep_checkpoints: How many of the newest checkpoints stay.
         cpu_replicas: Replicas that one process without GPUs runs, under MirroredStrategy.
+        checkpoint: Which one is evaluated or exported, "newest" or "best".
+        non_finite: At a loss or gradient that is not finite, "stop" or "skip" the step.
+        max_skipped_steps: How many such steps a run may skip in all.
         audit_data: Record which samples each step used, in the run folder's audit/.
     """
 
@@ -21,4 +25,7 @@ class RunOptions:
     checkpoint_every_steps: int | None = None
     keep_checkpoints: int = 3
     cpu_replicas: int = 1
+    checkpoint: Literal["newest", "best"] = "newest"
+    non_finite: Literal["stop", "skip"] = "stop"
+    max_skipped_steps: int = 10
     audit_data: bool = False

@@ -20,7 +20,6 @@ file (keras 3.15.1) and the reason.
 """
 
 import contextlib
-import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -28,24 +27,10 @@ from typing import TYPE_CHECKING, Any
 import keras
 import tensorflow as tf
 
-# Weyl increment 2**32 / golden ratio: distinct, well-spread keys for the dropout masks of
-# micro-batch 0, 1, 2, ... of one step.
-_SEED_STRIDE = 0x9E3779B9
+from tf_lbsgd import micro_batches, step_record
+from tf_lbsgd.step_record import LocalProgress, StepRecord
 
 _MEAN_REDUCTIONS = ("sum_over_batch_size", "mean")
-
-
-@dataclasses.dataclass
-class StepRecord:
-    """What the last training step saw, equal on every worker; read by callbacks.
-
-    Attributes:
-        gradient_norm: float32 scalar, L2 norm of the reduced mean gradient.
-        skipped_steps: int64 scalar, steps not applied because that gradient was not finite.
-    """
-
-    gradient_norm: tf.Variable
-    skipped_steps: tf.Variable
 
 
 # Type checkers see what the mixin is mixed into.
@@ -69,9 +54,11 @@ class MultiWorkerTrainer(_MixinBase):
 
     Attributes:
         step_record: `StepRecord` of the last step; set by `compile`.
+        local_progress: What this process is doing within its step; set by `compile`.
     """
 
     step_record: StepRecord
+    local_progress: LocalProgress
     _micro_batch_size: int | None = None
     _communication_options: tf.distribute.experimental.CommunicationOptions | None = None
 
@@ -100,16 +87,14 @@ class MultiWorkerTrainer(_MixinBase):
             ValueError: micro_batch_size is not a positive integer, or a loss whose reduction is
                 not a mean over samples (its gradient could not be normalised by kn; section 3).
         """
-        _check_micro_batch_size(micro_batch_size)
+        micro_batches.check_size(micro_batch_size)
         super().compile(*args, jit_compile=jit_compile, **kwargs)
         _check_loss_reductions(self.loss)
         self._micro_batch_size = micro_batch_size
         self._communication_options = communication_options
+        self.local_progress = LocalProgress()
         with self.distribute_strategy.scope():
-            self.step_record = StepRecord(
-                gradient_norm=tf.Variable(0.0, trainable=False, name="gradient_norm"),
-                skipped_steps=tf.Variable(0, dtype=tf.int64, trainable=False, name="skipped_steps"),
-            )
+            self.step_record = StepRecord.create(self.distribute_strategy.num_replicas_in_sync)
 
     def get_compile_config(self) -> dict[str, Any]:
         """Returns what `keras.saving.load_model` compiles the model with."""
@@ -133,11 +118,12 @@ class MultiWorkerTrainer(_MixinBase):
             Metric results so far in this epoch, equal on all replicas.
         """
         totals = self._all_reduce(self._local_totals(data, training=True))
-        num_samples = totals["num_samples"]
-        gradients = [tf.math.divide_no_nan(g, num_samples) for g in totals["gradients"]]
-        gradient_norm = tf.linalg.global_norm(gradients) / self._loss_scale()
-        state_changes = [tf.math.divide_no_nan(s, num_samples) for s in totals["state_changes"]]
-        _merge_call(self._apply, gradients, gradient_norm, state_changes, totals["metric_states"])
+        num_samples = totals.pop("num_samples")
+        totals["gradients"] = [tf.math.divide_no_nan(g, num_samples) for g in totals["gradients"]]
+        totals["state_changes"] = [
+            tf.math.divide_no_nan(s, num_samples) for s in totals["state_changes"]
+        ]
+        _merge_call(self._apply, step_record.half_squared_norms(totals["gradients"]), totals)
         return self.get_metrics_result()
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
@@ -150,7 +136,7 @@ class MultiWorkerTrainer(_MixinBase):
             Metric results so far in this evaluation, equal on all replicas.
         """
         totals = self._all_reduce(self._local_totals(data, training=False))
-        _merge_call(_add_to_variables, self.metrics_variables, totals["metric_states"])
+        _merge_call(self._count, totals)
         return self.get_metrics_result()
 
     # ---- 1. what one replica adds up ----
@@ -163,9 +149,10 @@ class MultiWorkerTrainer(_MixinBase):
             state_changes: per-sample-weighted sums of proposed changes of non-trainable
                 variables, float32 (absent in evaluation);
             metric_states: sums to add to the metric variables;
-            num_samples: float32 scalar.
+            num_samples: float32 scalar;
+            reports: this replica's row of the `StepReport`, in zeros.
         """
-        replica_batch = _batch_dimension(data)
+        replica_batch = micro_batches.batch_dimension(data)
         size = (self._micro_batch_size if training else None) or tf.maximum(replica_batch, 1)
         num_micro_batches = -(-replica_batch // size)
         replica_id = tf.distribute.get_replica_context().replica_id_in_sync_group
@@ -175,7 +162,7 @@ class MultiWorkerTrainer(_MixinBase):
             micro_batch_totals = tf.function(micro_batch_totals, jit_compile=True)
 
         def add_micro_batch(index: tf.Tensor, totals: Any) -> tuple[tf.Tensor, Any]:
-            micro_batch = _slice_batch(data, index * size, size)
+            micro_batch = micro_batches.slice_batch(data, index * size, size)
             more = micro_batch_totals(micro_batch, replica_id * num_micro_batches + index)
             return index + 1, tf.nest.map_structure(tf.add, totals, more)
 
@@ -185,10 +172,22 @@ class MultiWorkerTrainer(_MixinBase):
             (tf.constant(0), self._zero_totals(training=training)),
             parallel_iterations=1,  # one micro-batch's activations in memory at a time
         )
+        totals["reports"] = self._report(totals.pop("loss"), totals.get("gradients", []))
         return totals
+
+    def _report(self, loss: tf.Tensor, gradients: list[tf.Tensor]) -> tf.Tensor:
+        """What the other workers shall know of this replica; see `step_record`."""
+        gradient_norm = tf.sqrt(tf.reduce_sum(step_record.half_squared_norms(gradients)))
+        row = tf.numpy_function(self.local_progress.report, [loss, gradient_norm], tf.float32)
+        return step_record.table_of_one(
+            row,
+            tf.distribute.get_replica_context().replica_id_in_sync_group,
+            self.distribute_strategy.num_replicas_in_sync,
+        )
 
     def _zero_totals(self, *, training: bool) -> dict[str, Any]:
         totals = {
+            "loss": tf.constant(0.0),
             "metric_states": [tf.zeros(v.shape, v.dtype) for v in self.metrics_variables],
             "num_samples": tf.constant(0.0),
         }
@@ -206,9 +205,9 @@ class MultiWorkerTrainer(_MixinBase):
         to the sum over the global minibatch whatever the sizes of its micro-batches.
         """
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(micro_batch)
-        num_samples = tf.cast(_batch_dimension(micro_batch), tf.float32)
+        num_samples = tf.cast(micro_batches.batch_dimension(micro_batch), tf.float32)
         state = self.non_trainable_variables
-        state_before = [_initial_state(v, micro_batch_index) for v in state]
+        state_before = [micro_batches.initial_state(v, micro_batch_index) for v in state]
         metrics = self.metrics_variables
         weights = [tf.convert_to_tensor(v) for v in self.trainable_weights]
         mapping = [
@@ -233,6 +232,7 @@ class MultiWorkerTrainer(_MixinBase):
             self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
             scaled_loss = loss * self._loss_scale()
         totals = {
+            "loss": tf.cast(loss, tf.float32),
             "metric_states": [tf.cast(scope.get_current_value(v), v.dtype) for v in metrics],
             "num_samples": num_samples,
         }
@@ -255,33 +255,45 @@ class MultiWorkerTrainer(_MixinBase):
     # ---- 3. what every worker does with the same values ----
 
     def _apply(
-        self,
-        strategy: tf.distribute.Strategy,
-        gradients: list[Any],
-        gradient_norm: Any,
-        state_changes: list[Any],
-        metric_states: list[Any],
+        self, strategy: tf.distribute.Strategy, half_squared_norms: Any, totals: dict[str, Any]
     ) -> None:
         """Updates all variables, or none if the reduced gradient is not finite.
 
         Runs once a worker, in cross-replica context. Both branches are free of collectives, and
         every worker enters the same one because the condition is a reduced value.
         """
+        record = self.step_record
+        norms = strategy.experimental_local_results(half_squared_norms)[0]
+        scale = self._loss_scale()
+        # As tf.linalg.global_norm: sqrt(2 sum(|g|^2 / 2)).
+        record.gradient_norm.assign(tf.sqrt(tf.reduce_sum(norms) * 2.0) / scale)
+        table = strategy.experimental_local_results(totals["reports"])[0]
+        record.table.assign(table)
 
         def update() -> None:
             with _accept_reduced_gradients(self._inner_optimizer()):
-                strategy.extended.call_for_each_replica(self._apply_gradients, args=(gradients,))
-            _add_to_variables(strategy, self.non_trainable_variables, state_changes)
-            _add_to_variables(strategy, self.metrics_variables, metric_states)
+                strategy.extended.call_for_each_replica(
+                    self._apply_gradients, args=(totals["gradients"],)
+                )
+            _add_to_variables(strategy, self.non_trainable_variables, totals["state_changes"])
+            _add_to_variables(strategy, self.metrics_variables, totals["metric_states"])
+            record.first_non_finite.assign(-1)
 
         def skip() -> None:
+            record.first_non_finite.assign(tf.argmax(~tf.math.is_finite(norms)))
+            record.skipped_steps.assign_add(1)
             if self._is_loss_scaled():
+                is_overflow = ~step_record.any_non_finite_loss(table) & (scale > 1.0)
+                record.overflows.assign_add(tf.cast(is_overflow, tf.int64))
                 self.optimizer._stateful_handle_non_finite_grads()  # halves the loss scale
-            self.step_record.skipped_steps.assign_add(1)
 
-        norm = strategy.experimental_local_results(gradient_norm)[0]
-        self.step_record.gradient_norm.assign(norm)
-        tf.cond(tf.math.is_finite(norm), update, skip)
+        tf.cond(tf.math.is_finite(record.gradient_norm), update, skip)
+
+    def _count(self, strategy: tf.distribute.Strategy, totals: dict[str, Any]) -> None:
+        """Adds an evaluation step to the metrics, in cross-replica context."""
+        table = strategy.experimental_local_results(totals["reports"])[0]
+        self.step_record.table.assign(table)
+        _add_to_variables(strategy, self.metrics_variables, totals["metric_states"])
 
     def _apply_gradients(self, gradients: list[tf.Tensor]) -> None:
         if self._is_loss_scaled():
@@ -316,9 +328,14 @@ class MultiWorkerTrainer(_MixinBase):
         """
         strategy = self.distribute_strategy
 
+        progress = self.local_progress
+
         @tf.autograph.experimental.do_not_convert
         def one_step(data: Any) -> Any:
-            outputs = strategy.run(step_function, args=(data,))
+            with _after(data):
+                data_are_there = tf.numpy_function(progress.compute, [], [])
+            with _after(data_are_there):
+                outputs = strategy.run(step_function, args=(data,))
             return tf.nest.map_structure(
                 lambda v: strategy.experimental_local_results(v)[0], outputs
             )
@@ -327,16 +344,22 @@ class MultiWorkerTrainer(_MixinBase):
 
         @tf.autograph.experimental.do_not_convert
         def several_steps(iterator: Any) -> Any:
+            outputs = one_step(next(iterator))
             for _ in range(self.steps_per_execution - 1):
-                one_step(next(iterator))
-            return one_step(next(iterator))
+                with _after(outputs):
+                    next_step_begins = tf.numpy_function(progress.wait_for_data, [], [])
+                with _after(next_step_begins):
+                    data = next(iterator)
+                outputs = one_step(data)
+            return outputs
 
-        if self.run_eagerly:
-            return several_steps
-        compiled_steps = tf.function(several_steps, reduce_retracing=True)
-        compiled_step = tf.function(one_step, reduce_retracing=True)
+        compiled_steps, compiled_step = several_steps, one_step
+        if not self.run_eagerly:
+            compiled_steps = tf.function(several_steps, reduce_retracing=True)
+            compiled_step = tf.function(one_step, reduce_retracing=True)
 
         def function(iterator: Any) -> Any:
+            progress.wait_for_data()
             if isinstance(iterator, (tf.data.Iterator, tf.distribute.DistributedIterator)):
                 return compiled_steps(iterator)
             return compiled_step(next(iterator))  # train_on_batch passes a generator
@@ -352,7 +375,7 @@ class MultiWorkerTrainer(_MixinBase):
         """
         if iterator is not None:
             data_batch = tf.nest.map_structure(
-                _replica_spec, iterator._distributed_dataset.element_spec
+                micro_batches.replica_spec, iterator._distributed_dataset.element_spec
             )
         with self.distribute_strategy.scope():
             self._symbolic_build(data_batch=data_batch)
@@ -371,6 +394,12 @@ class DataParallelModel(MultiWorkerTrainer, keras.Model):
 
 def _merge_call(function: Callable[..., None], *args: Any) -> None:
     tf.distribute.get_replica_context().merge_call(function, args=args)
+
+
+def _after(done: Any) -> contextlib.AbstractContextManager:
+    """A scope whose operations wait for all tensors of a nested value, or for an operation."""
+    flat = tf.nest.flatten(done, expand_composites=True)
+    return tf.control_dependencies([item for item in flat if item is not None])
 
 
 def _add_to_variables(strategy: tf.distribute.Strategy, variables: list, changes: list) -> None:
@@ -408,62 +437,6 @@ def _accept_reduced_gradients(optimizer: keras.optimizers.Optimizer) -> Iterator
         yield
     finally:
         del optimizer._all_reduce_sum_gradients
-
-
-def _initial_state(variable: keras.Variable, micro_batch_index: tf.Tensor) -> tf.Tensor:
-    """Value of a non-trainable variable at the start of a micro-batch.
-
-    All micro-batches of a step start from the same state, but each draws its own random numbers
-    (dropout): its index enters the key of a seed generator, so that masks depend on the position
-    in the global minibatch and not on the number of workers.
-    """
-    value = tf.convert_to_tensor(variable)
-    if variable.name != "seed_generator_state":
-        return value
-    offset = tf.cast(micro_batch_index, tf.int64) * _SEED_STRIDE % 2**32
-    wrapped = (tf.cast(value, tf.int64) + tf.stack([offset, 0])) % 2**32
-    return tf.cast(wrapped, value.dtype)
-
-
-def _batch_dimension(data: Any) -> tf.Tensor | int:
-    """Number of samples: a Python int where known when tracing, else an int32 scalar."""
-    first = next(t for t in tf.nest.flatten(data) if t is not None)
-    static = first.shape[0]
-    return tf.shape(first)[0] if static is None else static
-
-
-def _slice_batch(data: Any, start: tf.Tensor, size: int | tf.Tensor) -> Any:
-    """Rows [start, start + size) of every tensor, fewer at the end; of static size where all are
-    equally large.
-    """
-    batch = _batch_dimension(data)
-    is_even = isinstance(batch, int) and isinstance(size, int) and batch % size == 0
-
-    def take(tensor: tf.Tensor | None) -> tf.Tensor | None:
-        if tensor is None:
-            return None
-        rows = tensor[start : tf.minimum(start + size, batch)]
-        return tf.ensure_shape(rows, [size, *tensor.shape[1:]]) if is_even else rows
-
-    return tf.nest.map_structure(take, data)
-
-
-def _replica_spec(spec: tf.TypeSpec) -> Any:
-    """Spec of one replica's value in an element of a (distributed) data set, batch size free."""
-    if isinstance(spec, tf.NoneTensorSpec):
-        return None
-    spec = spec if hasattr(spec, "shape") else spec._value_specs[0]
-    return tf.TensorSpec([None, *spec.shape[1:]], spec.dtype)
-
-
-def _check_micro_batch_size(micro_batch_size: int | None) -> None:
-    if micro_batch_size is None:
-        return
-    if not isinstance(micro_batch_size, int) or micro_batch_size < 1:
-        raise ValueError(
-            "micro_batch_size is the number of samples in a forward and backward pass. "
-            f"Received: {micro_batch_size!r} Expected: a positive int, or None for no splitting."
-        )
 
 
 def _check_loss_reductions(loss: Any) -> None:

@@ -5,12 +5,10 @@ the chief alone writes the run folder and the terminal.
 """
 
 import hashlib
-import os
 import statistics
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from tf_lbsgd import checkpoints, distribution, input_pipeline
@@ -18,21 +16,23 @@ from tf_lbsgd.audit import AuditedModel, AuditLog
 from tf_lbsgd.callbacks import (
     CheckpointWriter,
     MetricsRecorder,
+    MetricsRestorer,
+    NonFinitePolicy,
+    PreemptionStop,
     ProgressBar,
     TensorBoardScalars,
     TrainingPosition,
     WeightAveraging,
 )
-from tf_lbsgd.cluster import Cluster
 from tf_lbsgd.metrics import SampleCount
 from tf_lbsgd.models import resnet
 from tf_lbsgd.optimizers import LARS, MomentumSGD
 from tf_lbsgd.plan import Plan
-from tf_lbsgd.preparation import PreparedRun, open_split
+from tf_lbsgd.preparation import PreparedRun
 from tf_lbsgd.recipe import Recipe
 from tf_lbsgd.run_folder import RunFolder, reported_error
-from tf_lbsgd.run_options import RunOptions
 from tf_lbsgd.schedules import create_schedule
+from tf_lbsgd.stops import PreemptionNotice, RunStoppedError
 from tf_lbsgd.trainer import DataParallelModel
 
 # Evaluation takes this many images a replica at a time; it changes the speed, not the outcome.
@@ -45,45 +45,68 @@ _PRECISION_POLICIES = {
 }
 
 
-def run_training(prepared: PreparedRun) -> dict[str, Any]:
+def run_training(prepared: PreparedRun, notice: PreemptionNotice | None = None) -> dict[str, Any]:
     """Trains by a recipe on a cluster; continues a run that was interrupted.
 
     Args:
         prepared: The run, by `prepare_run`.
+        notice: Listens for SIGTERM; None: nobody does.
 
     Returns:
         The contents of `result.json`.
 
     Raises:
         ValueError: the newest checkpoint does not fit; raised before any step.
+        PreemptedError: a worker was sent SIGTERM; the step is saved.
+        NonFiniteError: see `callbacks.NonFinitePolicy`.
     """
-    recipe, cluster, options = prepared.plan.recipe, prepared.cluster, prepared.options
-    if options.deterministic:
-        distribution.make_deterministic(recipe.seed)
-    run_folder, plan = prepared.run_folder, prepared.plan
+    if prepared.options.deterministic:
+        distribution.make_deterministic(prepared.plan.recipe.seed)
+    run_folder = prepared.run_folder
     result = run_folder.read_result()
     if result is not None:
         print(f"This run is complete: {run_folder.path}")
         return result
 
-    strategy = distribution.create_strategy(cluster)
+    strategy = distribution.create_strategy(prepared.cluster)
+    notice = notice or PreemptionNotice()
+    notice.heed()
+    return train(prepared, strategy, notice)
+
+
+def train(
+    prepared: PreparedRun,
+    strategy: tf.distribute.Strategy,
+    notice: PreemptionNotice,
+) -> dict[str, Any]:
+    """Builds the model, restores its state, runs the steps that are left, records the outcome."""
+    run_folder, plan, options = prepared.run_folder, prepared.plan, prepared.options
+    cluster = prepared.cluster
     if cluster.is_chief:
-        run_folder.claim(recipe)
+        run_folder.claim(plan.recipe)
         print(plan.describe())
     position = TrainingPosition(plan)
     with strategy.scope():
         model = create_model(
-            recipe, prepared.train, AuditedModel if options.audit_data else DataParallelModel
+            plan.recipe, prepared.train, AuditedModel if options.audit_data else DataParallelModel
         )
         compile_for_training(model, plan)
-        restored_metrics = restore_newest_checkpoint(model, run_folder, position)
+        restored = restore_newest_checkpoint(model, prepared, position)
+    is_evaluated = agree_on_start(strategy, run_folder, position)
     if options.audit_data:
         path = run_folder.audit / f"worker-{cluster.task_index}.jsonl"
         model.audit_log = AuditLog(path, position)
     if cluster.is_chief:
+        checkpoints.clean(run_folder.checkpoints, position.step)
         run_folder.keep_metrics_before(position.epoch)
-    callbacks = create_callbacks(prepared, position, restored_metrics, is_chief=cluster.is_chief)
-    fit(model, strategy, prepared, position, callbacks)
+    callbacks = create_callbacks(prepared, position, restored, notice, is_chief=cluster.is_chief)
+    try:
+        if not is_evaluated:
+            finish_epoch(model, strategy, prepared, position, callbacks, restored)
+        fit(model, strategy, prepared, position, callbacks)
+    except RunStoppedError:
+        wait_for_all_workers(strategy)  # they are all here: nobody waits for one that is gone
+        raise
     result = summarize(model, run_folder, position) if cluster.is_chief else {}
     wait_for_all_workers(strategy)
     return result
@@ -150,53 +173,111 @@ def create_metrics() -> list[keras.metrics.Metric]:
 
 
 def restore_newest_checkpoint(
-    model: DataParallelModel, run_folder: RunFolder, position: TrainingPosition
-) -> dict[str, np.ndarray]:
-    """Continues from the newest complete checkpoint, if there is one.
+    model: DataParallelModel, prepared: PreparedRun, position: TrainingPosition
+) -> checkpoints.Checkpoint:
+    """Continues from the newest complete checkpoint; returns it, or an empty one of step 0.
 
-    Returns:
-        Metric variables by name, for an epoch that was interrupted half-way.
+    Raises:
+        ValueError: the checkpoint does not fit the recipe or the model.
     """
-    checkpoint = checkpoints.load_newest_checkpoint(run_folder.checkpoints)
+    checkpoint = checkpoints.load_newest_checkpoint(prepared.run_folder.checkpoints)
     if checkpoint is None:
-        return {}
+        return checkpoints.Checkpoint(step=0, arrays={})
+    checkpoint.check_recipe(prepared.plan.recipe.digest())
     model.optimizer.build(model.trainable_variables)
     checkpoints.assign_arrays(
         checkpoints.state_variables(model), checkpoint.select("model/", "optimizer/")
     )
+    checkpoints.assign_arrays(checkpoints.step_count_variables(model), checkpoint.select("steps/"))
     position.step = checkpoint.step
-    return checkpoint.select("metrics/")
+    return checkpoint
+
+
+def agree_on_start(
+    strategy: tf.distribute.Strategy, run_folder: RunFolder, position: TrainingPosition
+) -> bool:
+    """Makes sure that all workers start where the chief does, in one exchange.
+
+    Returns:
+        Whether the chief recorded the last epoch before this position; False: it was interrupted
+        while it was evaluated.
+
+    Raises:
+        ValueError: this worker and the chief see different checkpoints.
+    """
+    recorded = [epoch["epoch"] for epoch in run_folder.read_metrics()]
+    is_evaluated = position.step_in_epoch > 0 or position.epoch in (0, *recorded)
+    step, is_evaluated_by_chief = distribution.values_of_chief(
+        strategy, [position.step, is_evaluated]
+    )
+    if step != position.step:
+        raise ValueError(
+            "This worker and the chief see different checkpoints. Received: the newest here in "
+            f"{run_folder.checkpoints} is of step {position.step}, the chief's of step {step:.0f} "
+            "Expected: a run folder on a file system that all workers share."
+        )
+    return bool(is_evaluated_by_chief)
 
 
 def create_callbacks(
     prepared: PreparedRun,
     position: TrainingPosition,
-    restored_metrics: dict[str, np.ndarray],
+    restored: checkpoints.Checkpoint,
+    notice: PreemptionNotice,
     *,
     is_chief: bool,
 ) -> list[keras.callbacks.Callback]:
-    """Counting and saving on every worker; showing and recording on the chief alone."""
-    recipe, run_folder = prepared.plan.recipe, prepared.run_folder
-    callbacks: list[keras.callbacks.Callback] = [position]
+    """Counting and deciding on every worker; showing, recording and saving on the chief alone."""
+    recipe, run_folder, options = prepared.plan.recipe, prepared.run_folder, prepared.options
+    policy = NonFinitePolicy(
+        position,
+        options.non_finite,
+        max_skipped_steps=options.max_skipped_steps,
+        replicas_per_worker=distribution.replicas_per_worker(),
+    )
+    sums = restored.select("metrics/") if position.step_in_epoch else {}
+    callbacks = [position, MetricsRestorer(sums), policy]
     if recipe.ema_momentum:
         callbacks.append(WeightAveraging())
     if is_chief:
+        recorder = MetricsRecorder(run_folder, position, restored.epoch_so_far)
         callbacks += [
-            MetricsRecorder(run_folder, position),
+            recorder,
             TensorBoardScalars(run_folder, position),
             ProgressBar(position, recipe.epochs),
+            CheckpointWriter(
+                run_folder.checkpoints,
+                position,
+                every_steps=options.checkpoint_every_steps,
+                keep=options.keep_checkpoints,
+                recipe_digest=recipe.digest(),
+                epoch_so_far=recorder.epoch_so_far,
+            ),
         ]
-    return [
-        *callbacks,
-        CheckpointWriter(
-            run_folder.checkpoints,
-            position,
-            every_steps=prepared.options.checkpoint_every_steps,
-            keep=prepared.options.keep_checkpoints,
-            restored_metrics=restored_metrics,
-            is_chief=is_chief,
-        ),
-    ]
+    return [*callbacks, PreemptionStop(notice, position)]
+
+
+def finish_epoch(
+    model: DataParallelModel,
+    strategy: tf.distribute.Strategy,
+    prepared: PreparedRun,
+    position: TrainingPosition,
+    callbacks: list[keras.callbacks.Callback],
+    restored: checkpoints.Checkpoint,
+) -> None:
+    """Evaluates and records the epoch whose last step was restored, as `fit` would have."""
+    evaluation = model.evaluate(
+        evaluation_dataset(prepared.validation, strategy),
+        steps=evaluation_steps(prepared.validation, strategy),
+        callbacks=callbacks,
+        return_dict=True,
+        verbose=0,
+    )
+    checkpoints.assign_arrays(checkpoints.metric_variables(model), restored.select("metrics/"))
+    logs = {name: float(value) for name, value in model.get_metrics_result().items()}
+    logs |= {f"val_{name}": value for name, value in evaluation.items()}
+    for callback in callbacks:
+        callback.on_epoch_end(position.epoch - 1, logs)
 
 
 def fit(
@@ -307,72 +388,3 @@ def wait_for_all_workers(strategy: tf.distribute.Strategy) -> None:
         )
 
     strategy.run(meet)
-
-
-def run_evaluation(
-    run_dir: str | os.PathLike[str], cluster: Cluster, options: RunOptions | None = None
-) -> dict[str, Any]:
-    """Evaluates the newest checkpoint of a run on every validation image.
-
-    Args:
-        run_dir: A run folder made by `run_training`.
-        cluster: The workers that share the images; this process is one of them.
-        options: Where the data are.
-
-    Returns:
-        step, validation_loss, validation_top_1_error (percent), validation_images.
-
-    Raises:
-        ValueError: no run, or no complete checkpoint, in the folder.
-    """
-    options = options or RunOptions()
-    run_folder = RunFolder(run_dir)
-    recipe = run_folder.read_recipe()
-    source = open_split(recipe, options, "validation")
-    strategy = distribution.create_strategy(cluster)
-    with strategy.scope():
-        model = create_model(recipe, source)
-        model.compile(loss=create_loss(recipe), metrics=create_metrics())
-    checkpoint = checkpoints.load_newest_checkpoint(run_folder.checkpoints)
-    if checkpoint is None:
-        raise ValueError(
-            f"Nothing to evaluate. Received: no complete checkpoint in {run_folder.checkpoints} "
-            "Expected: a run that finished at least an epoch."
-        )
-    checkpoints.assign_arrays(
-        checkpoints.model_variables(model), evaluated_weights(model, checkpoint)
-    )
-    logs = model.evaluate(
-        evaluation_dataset(source, strategy),
-        steps=evaluation_steps(source, strategy),
-        return_dict=True,
-        verbose=0,
-    )
-    wait_for_all_workers(strategy)
-    return {
-        "step": checkpoint.step,
-        "validation_loss": logs["loss"],
-        "validation_top_1_error": 100 * (1 - logs["top_1_accuracy"]),
-        "validation_images": int(logs["images"]),
-    }
-
-
-def evaluated_weights(
-    model: keras.Model, checkpoint: checkpoints.Checkpoint
-) -> dict[str, np.ndarray]:
-    """Weights and statistics that a run is judged by, named as by `checkpoints.model_variables`.
-
-    The weights are the averages where the optimizer kept some (see `callbacks.WeightAveraging`).
-
-    Args:
-        model: A model of the run's recipe, with any weights.
-        checkpoint: Of the run.
-    """
-    arrays, state = checkpoint.select("model/"), checkpoint.select("optimizer/")
-    averages = [state[name] for name in sorted(state) if name.endswith("_average")]
-    if not averages:
-        return arrays
-    trainable = {id(variable) for variable in model.trainable_variables}
-    variables = checkpoints.model_variables(model).items()
-    names = [name for name, variable in variables if id(variable) in trainable]
-    return arrays | dict(zip(names, averages, strict=True))

@@ -190,14 +190,15 @@ def write_perturbed_start(run_dir: Path, recipe: Recipe, seed: int) -> None:
     trainable = {v.path for v in model.trainable_variables}
     random = np.random.default_rng(seed)
     arrays = {}
-    for name, variable in checkpoints.state_variables(model).items():
+    state = checkpoints.state_variables(model) | checkpoints.step_count_variables(model)
+    for name, variable in state.items():
         arrays[name] = variable.numpy()
         if variable.path in trainable:
             towards = random.choice(np.array([-np.inf, np.inf], "float32"), variable.shape)
             arrays[name] = np.nextafter(arrays[name], towards)
     RunFolder(run_dir).claim(recipe)
     checkpoints.save_checkpoint(
-        RunFolder(run_dir).checkpoints, checkpoints.Checkpoint(0, arrays), keep=1
+        RunFolder(run_dir).checkpoints, checkpoints.Checkpoint(0, arrays, recipe.digest()), keep=1
     )
 
 

@@ -1,5 +1,6 @@
 """Saves the state of a run, and gives an interrupted epoch its metrics back."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,21 @@ from tf_lbsgd.callbacks.training_position import TrainingPosition
 
 
 class CheckpointWriter(keras.callbacks.Callback):
-    """Saves all variables at the end of each epoch, and every so many steps if asked to.
+    """Saves all variables after the last step of each epoch, every so many steps, and on request.
 
-    Comes last among the callbacks: an epoch is recorded before the checkpoint that counts it.
+    The end of an epoch is saved before the epoch is evaluated, so an evaluation that is
+    interrupted costs no step; a resumed run evaluates again. Comes after `MetricsRecorder`.
+
+    Steps wait while a checkpoint is written: a ResNet-50 (205 MB) takes 0.9 s, half of it the
+    digest, so at a checkpoint every 100 steps of 0.2 s or more it is below 5 % of the time.
 
     Args:
         folder: Where checkpoints lie.
         position: Where in the run we are.
         every_steps: Also save when the step is a multiple of this; None: at ends of epochs only.
-        keep: How many checkpoints stay.
-        restored_metrics: Metric variables by name, to set once the interrupted epoch begins
-            (Keras resets metrics at the start of every epoch).
-        is_chief: Whether this worker writes; the others hold the same state and write nothing.
+        keep: How many of the newest checkpoints stay.
+        recipe_digest: Kept in each checkpoint.
+        epoch_so_far: Returns what to keep about the epoch under way, JSON values.
     """
 
     def __init__(
@@ -31,46 +35,63 @@ class CheckpointWriter(keras.callbacks.Callback):
         *,
         every_steps: int | None,
         keep: int,
-        restored_metrics: dict[str, Any],
-        is_chief: bool,
+        recipe_digest: str,
+        epoch_so_far: Callable[[], dict[str, Any]],
     ) -> None:
         super().__init__()
         self._folder = folder
         self._position = position
         self._every_steps = every_steps
         self._keep = keep
-        self._restored_metrics = restored_metrics
-        self._is_chief = is_chief
-
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Restores the metric sums of an epoch that was interrupted half-way."""
-        if self._restored_metrics and self._position.step_in_epoch:
-            checkpoints.assign_arrays(
-                checkpoints.metric_variables(self.model), self._restored_metrics
-            )
-        self._restored_metrics = {}
+        self._recipe_digest = recipe_digest
+        self._epoch_so_far = epoch_so_far
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Saves in mid-epoch, every `every_steps` steps."""
-        step = self._position.step
-        if self._every_steps and step % self._every_steps == 0 and self._position.step_in_epoch:
+        """Saves if this step is the last of an epoch, is due, or is the last of all."""
+        is_due = self._every_steps and self._position.step % self._every_steps == 0
+        is_end_of_epoch = self._position.step_in_epoch == 0
+        if is_due or is_end_of_epoch or self.model.step_record.report().stop_requested.any():
             self._save()
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Saves after validation."""
-        self._save()
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
+        """Remembers the checkpoint of lowest validation error."""
+        error = 100 * (1 - logs["val_top_1_accuracy"])
+        checkpoints.mark_best(self._folder, self._position.step, error, self._keep)
 
     def _save(self) -> None:
-        if not self._is_chief:
-            return
         variables = {
             **checkpoints.state_variables(self.model),
+            **checkpoints.step_count_variables(self.model),
             **checkpoints.metric_variables(self.model),
         }
         checkpoints.save_checkpoint(
             self._folder,
             checkpoints.Checkpoint(
-                step=self._position.step, arrays={n: v.numpy() for n, v in variables.items()}
+                step=self._position.step,
+                arrays={n: v.numpy() for n, v in variables.items()},
+                recipe_digest=self._recipe_digest,
+                epoch_so_far=self._epoch_so_far(),
             ),
             keep=self._keep,
         )
+
+
+class MetricsRestorer(keras.callbacks.Callback):
+    """Gives the metrics of an epoch that was interrupted half-way their sums back.
+
+    Keras resets metrics at the start of every epoch, also of one that is entered in the middle.
+    Every worker must have this callback.
+
+    Args:
+        sums: Metric variables by name; empty: there is nothing to give back.
+    """
+
+    def __init__(self, sums: dict[str, Any]) -> None:
+        super().__init__()
+        self._sums = sums
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Sets the sums, in the first epoch only."""
+        if self._sums:
+            checkpoints.assign_arrays(checkpoints.metric_variables(self.model), self._sums)
+        self._sums = {}

@@ -26,26 +26,48 @@ class MetricsRecorder(keras.callbacks.Callback):
     Args:
         run_folder: Where `metrics.jsonl` lies.
         position: Where in the run we are.
+        epoch_so_far: `epoch_so_far()` of an epoch that was interrupted; empty: there was none.
     """
 
-    def __init__(self, run_folder: RunFolder, position: TrainingPosition) -> None:
+    def __init__(
+        self, run_folder: RunFolder, position: TrainingPosition, epoch_so_far: dict[str, Any]
+    ) -> None:
         super().__init__()
         self._run_folder = run_folder
         self._position = position
         self._has_head = False
+        self._begin(**epoch_so_far)
+
+    def _begin(
+        self,
+        seconds: float = 0.0,
+        images_per_second: float = 0.0,
+        learning_rate: float = 0.0,
+    ) -> None:
+        self._epoch_start = time.monotonic() - seconds
+        self._images_per_second = images_per_second
+        self._learning_rate = learning_rate
+        self._step_ends: list[float] = []
+        # Now: at the end of the epoch the position is in the next one, where kn may be another.
+        self._global_batch_size = self._position.phase.global_batch_size
+
+    def epoch_so_far(self) -> dict[str, Any]:
+        """Returns what a checkpoint keeps, for a run that is resumed in this epoch."""
+        return {
+            "seconds": time.monotonic() - self._epoch_start,
+            "images_per_second": self._images_per_second,
+            "learning_rate": self._learning_rate,
+        }
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Prints the head of the table, at the first of the run's calls of `fit`."""
         if not self._has_head:
-            print(" ".join(f"{title:>{width}}" for title, _, width in _COLUMNS), flush=True)
-        self._has_head = True
+            self._print(" ".join(f"{title:>{width}}" for title, _, width in _COLUMNS))
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Starts the clock."""
-        self._epoch_start = time.monotonic()
-        self._step_ends: list[float] = []
-        # Now: at the end of the epoch the position is in the next one, where kn may be another.
-        self._global_batch_size = self._position.phase.global_batch_size
+        """Starts the clock, unless the epoch is entered in its middle."""
+        if self._position.step_in_epoch == 0:
+            self._begin()
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Remembers the rate that the coming step will use."""
@@ -53,30 +75,32 @@ class MetricsRecorder(keras.callbacks.Callback):
             self._learning_rate = float(self.model.optimizer.learning_rate)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any]) -> None:
-        """Remembers when a step ended."""
+        """Measures the speed, without the first step, which waits for compilation."""
         self._step_ends.append(time.monotonic())
+        first, last = self._step_ends[0], self._step_ends[-1]
+        if len(self._step_ends) > 1:
+            num_images = (len(self._step_ends) - 1) * self._global_batch_size
+            self._images_per_second = num_images / (last - first)
+        elif not self._images_per_second:
+            self._images_per_second = self._global_batch_size / (first - self._epoch_start)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
         """Records and prints the epoch."""
         epoch_metrics = {
             "epoch": epoch + 1,
             "step": self._position.step,
-            "learning_rate": self._learning_rate,
             "train_loss": logs["loss"],
             "train_top_1_error": 100 * (1 - logs["top_1_accuracy"]),
             "validation_loss": logs["val_loss"],
             "validation_top_1_error": 100 * (1 - logs["val_top_1_accuracy"]),
             "train_images": int(logs["images"]),
             "validation_images": int(logs["val_images"]),
-            "images_per_second": self._images_per_second(),
-            "seconds": time.monotonic() - self._epoch_start,
+            **self.epoch_so_far(),
         }
         self._run_folder.append_metrics(epoch_metrics)
-        print(" ".join(form for _, form, _ in _COLUMNS).format(**epoch_metrics), flush=True)
+        self.on_train_begin()  # an epoch whose evaluation was interrupted ends before any `fit`
+        self._print(" ".join(form for _, form, _ in _COLUMNS).format(**epoch_metrics))
 
-    def _images_per_second(self) -> float:
-        """Without the first step, which waits for compilation, and without validation."""
-        if len(self._step_ends) < 2:
-            return self._global_batch_size / (self._step_ends[0] - self._epoch_start)
-        elapsed = self._step_ends[-1] - self._step_ends[0]
-        return (len(self._step_ends) - 1) * self._global_batch_size / elapsed
+    def _print(self, row: str) -> None:
+        print(row, flush=True)
+        self._has_head = True

@@ -21,6 +21,7 @@ class ProgressBar(keras.callbacks.Callback):
         super().__init__()
         self._position = position
         self._epochs = epochs
+        self._bar: tqdm | None = None  # an evaluation may come first, after a resume
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Opens the bar."""
@@ -37,9 +38,11 @@ class ProgressBar(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: dict[str, Any]) -> None:
         """Moves the bar."""
         error = 100 * (1 - logs["top_1_accuracy"])
+        assert self._bar is not None
         self._bar.set_postfix_str(f"loss {logs['loss']:.4f}, error {error:.1f} %", refresh=False)
         self._bar.update()
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Closes the bar: the epoch's steps are done."""
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()

@@ -1,9 +1,12 @@
 """Scalars for TensorBoard."""
 
+import time
 from typing import Any
 
 import keras
-import tensorflow as tf
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from tf_lbsgd.callbacks.training_position import TrainingPosition
 from tf_lbsgd.run_folder import RunFolder
@@ -14,7 +17,9 @@ _POINTS_PER_EPOCH = 100
 class TensorBoardScalars(keras.callbacks.Callback):
     """Writes rate, loss, gradient norm by step, and errors and images/s by epoch.
 
-    The x axis is the step of the whole run, so curves of a resumed run join.
+    The x axis is the step of the whole run. A resumed run first writes an event that makes
+    TensorBoard drop the points of steps that are run again (`tf.summary` has no means for that),
+    so no step has two.
 
     Args:
         run_folder: Has the folder for event files, and the metrics of each epoch.
@@ -26,20 +31,24 @@ class TensorBoardScalars(keras.callbacks.Callback):
         self._run_folder = run_folder
         self._position = position
         self._every_steps = max(1, position.steps_per_epoch // _POINTS_PER_EPOCH)
-        self._writer = tf.summary.create_file_writer(str(run_folder.tensorboard))
+        self._writer = EventFileWriter(str(run_folder.tensorboard))
+        restart = Event(step=position.step + 1, session_log=SessionLog(status=SessionLog.START))
+        self._add(restart)
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Writes the rate that the coming step will use."""
-        if self._is_point():
-            self._write(learning_rate=float(self.model.optimizer.learning_rate))
+        """Remembers the rate that the coming step will use."""
+        if self._is_point(self._position.step + 1):
+            self._learning_rate = float(self.model.optimizer.learning_rate)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any]) -> None:
-        """Writes what the step saw."""
-        if self._is_point():
+        """Writes what the step used and saw."""
+        if self._is_point(self._position.step):
+            record = self.model.step_record
             self._write(
-                train_loss=logs["loss"],
-                gradient_norm=self.model.step_record.gradient_norm.numpy(),
-                skipped_steps=self.model.step_record.skipped_steps.numpy(),
+                learning_rate=self._learning_rate,
+                train_loss=float(logs["loss"]),
+                gradient_norm=float(record.gradient_norm.numpy()),
+                skipped_steps=int(record.skipped_steps.numpy()),
             )
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
@@ -47,12 +56,15 @@ class TensorBoardScalars(keras.callbacks.Callback):
         latest = self._run_folder.read_metrics()[-1]
         names = ("train_top_1_error", "validation_top_1_error", "validation_loss")
         self._write(**{n: latest[n] for n in (*names, "images_per_second")})
-        self._writer.flush()
 
-    def _is_point(self) -> bool:
-        return self._position.step % self._every_steps == 0
+    def _is_point(self, step: int) -> bool:
+        return step % self._every_steps == 0
 
     def _write(self, **scalars: float) -> None:
-        with self._writer.as_default(step=self._position.step):
-            for name, value in scalars.items():
-                tf.summary.scalar(name, value)
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
+        self._add(Event(step=self._position.step, summary=Summary(value=values)))
+
+    def _add(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._writer.add_event(event)
+        self._writer.flush()  # what a checkpoint counts is on the disk before it

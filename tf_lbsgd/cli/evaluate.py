@@ -18,7 +18,7 @@ def main(_: list[str]) -> None:
     cluster = Cluster.from_environment()
     process.send_standard_error_to(run_folder.log(cluster.task_index))
 
-    from tf_lbsgd.training import run_evaluation  # TensorFlow's chatter goes to the log
+    from tf_lbsgd.evaluation import run_evaluation  # TensorFlow's chatter goes to the log
 
     result = run_evaluation(run_folder.path, cluster, flag_definitions.run_options_from_flags())
     if cluster.is_chief:

@@ -42,6 +42,7 @@ def main(_: list[str]) -> None:
 def run() -> None:
     """Entry point of `lbsgd-export`."""
     flag_definitions.define_place_flags()
+    flag_definitions.define_checkpoint_flag()
     process.run_binary(main)
 
 

@@ -31,6 +31,8 @@ def define_flags_of(binary: str) -> None:
     if binary == "train":
         define_recipe_flags()
         define_speed_flags()
+    else:
+        define_checkpoint_flag()
 
 
 def define_recipe_flags() -> None:
@@ -75,6 +77,13 @@ def define_place_flags() -> None:
     flags.DEFINE_string("data_dir", None, "Folder of data sets found by name.")
 
 
+def define_checkpoint_flag() -> None:
+    """Defines which checkpoint a run is judged by."""
+    flags.DEFINE_enum(
+        "checkpoint", "newest", ["newest", "best"], "Newest, or of lowest validation error."
+    )
+
+
 def define_speed_flags() -> None:
     """Defines what changes how a run goes, not what it computes."""
     flags.DEFINE_bool("deterministic", False, "Bit-identical repetition; slower.")
@@ -83,6 +92,10 @@ def define_speed_flags() -> None:
     )
     flags.DEFINE_integer("keep_checkpoints", 3, "How many checkpoints stay.", lower_bound=1)
     flags.DEFINE_integer("cpu_replicas", 1, "Replicas in a process without GPUs.", lower_bound=1)
+    flags.DEFINE_enum(
+        "non_finite", "stop", ["stop", "skip"], "At a loss or gradient that is not finite."
+    )
+    flags.DEFINE_integer("max_skipped_steps", 10, "In all, with skip.", lower_bound=0)
     flags.DEFINE_bool("audit_data", False, "Record which samples each step used.")
 
 

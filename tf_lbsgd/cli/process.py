@@ -17,6 +17,8 @@ from typing import BinaryIO, TextIO
 
 from absl import app, flags
 
+from tf_lbsgd.stops import PREEMPTED, PreemptedError
+
 # Exit statuses of all binaries.
 DONE = 0
 FAILED = 1
@@ -48,6 +50,8 @@ def run_binary(main: Callable[[list[str]], None], *, takes_arguments: bool = Fal
             if _has_log(terminal):
                 traceback.print_exc()
             return _end(terminal, f"Error: {error}", MISCONFIGURED)
+        except PreemptedError as notice:
+            return _end(terminal, str(notice), PREEMPTED)
         except KeyboardInterrupt:
             return _end(terminal, "Interrupted.", 128 + signal.SIGINT)
         except Exception as error:

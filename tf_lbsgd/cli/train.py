@@ -9,11 +9,14 @@ worker. `python -m tf_lbsgd.cli.launch` does so for several workers on one machi
 from tf_lbsgd.cli import flag_definitions, process
 from tf_lbsgd.cluster import Cluster
 from tf_lbsgd.run_folder import RunFolder
+from tf_lbsgd.stops import PreemptionNotice
 
 
 def main(_: list[str]) -> None:
     """Builds recipe and cluster, and calls `prepare_run` and `run_training`."""
     process.end_with_launcher()
+    notice = PreemptionNotice()
+    notice.listen()
     recipe = flag_definitions.recipe_from_flags()
     run_folder = RunFolder(flag_definitions.require_run_dir())
     run_folder.check(recipe)
@@ -25,7 +28,7 @@ def main(_: list[str]) -> None:
 
         prepared = prepare_run(recipe, cluster, run_folder.path, options)
     process.send_standard_error_to(run_folder.log(cluster.task_index), chatter)
-    result = run_training(prepared)
+    result = run_training(prepared, notice)
     if cluster.is_chief:
         print(
             f"\nValidation top-1 error: {result['validation_top_1_error']:.2f} % "

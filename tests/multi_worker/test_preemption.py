@@ -1,0 +1,128 @@
+"""SIGTERM to any worker, at any time: all stop after one common step, which is saved."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from commands import epoch_metrics, train
+from worker_processes import preempted_step, training_workers
+
+from tf_lbsgd.cli.process import PREEMPTED
+
+EPOCHS, STEPS_PER_EPOCH = 6, 6
+# All that a resume could lose, at once.
+RECIPE = (
+    "--dataset=synthetic:8x8x1x4x200",
+    "--model=resnet8",
+    "--global_batch_size=32",
+    "--micro_batch_size=8",
+    "--reference_batch_size=16",
+    "--base_learning_rate=0.05",
+    f"--epochs={EPOCHS}",
+    "--warmup_epochs=1",
+    "--batch_growth_epochs=4",
+    "--optimizer=lars",
+    "--lars_trust_coefficient=0.1",
+    "--ema_momentum=0.8",
+    "--precision=float16",
+    "--batch_growth_factor=2",
+    "--augmentation=pad_crop",
+    "--deterministic",
+    "--audit_data",
+)
+ONE_THREAD = {"TF_NUM_INTRAOP_THREADS": "1", "OMP_NUM_THREADS": "1"}
+DURATIONS = {"images_per_second", "seconds"}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("uninterrupted") / "run"
+    train(run_dir, 2, *RECIPE, **ONE_THREAD)
+    return run_dir
+
+
+def steps_recorded(run_dir, worker):
+    lines = (run_dir / "audit" / f"worker-{worker}.jsonl").read_text().splitlines()
+    return [json.loads(line)["step"] for line in lines]
+
+
+def assert_the_same_run(run_dir, uninterrupted):
+    one, other = (
+        json.loads((d / "result.json").read_text())["weights_sha256"]
+        for d in (run_dir, uninterrupted)
+    )
+    assert one == other
+    for worker in (0, 1):  # no step was lost, none was run twice
+        assert steps_recorded(run_dir, worker) == steps_recorded(uninterrupted, worker)
+    for resumed, expected in zip(epoch_metrics(run_dir), epoch_metrics(uninterrupted), strict=True):
+        assert {n: v for n, v in resumed.items() if n not in DURATIONS} == {
+            n: v for n, v in expected.items() if n not in DURATIONS
+        }
+
+
+def test_sigterm_to_one_of_two_workers_stops_both_after_one_saved_step(tmp_path):
+    with training_workers(tmp_path / "run", 2, *RECIPE) as workers:
+        workers.wait_for_step(STEPS_PER_EPOCH)
+        for _ in range(2):  # one too many is harmless
+            workers.processes[1].send_signal(signal.SIGTERM)
+        assert workers.end() == [PREEMPTED] * 2, workers.output(0) + workers.log(0)[-3000:]
+        (step,) = {preempted_step(workers.output(i)) for i in (0, 1)}
+        assert workers.steps()[-1] == step
+        for worker in (0, 1):
+            assert steps_recorded(workers.run_dir, worker) == list(range(step))
+
+
+@pytest.mark.long
+def test_sigterm_at_many_times_loses_no_step_and_changes_no_bit(uninterrupted, tmp_path):
+    run_dir = tmp_path / "run"
+    begins = [  # of whom, when: tracing, a step, an evaluation
+        (1, lambda w: "all_reduce tensors" in w.log(1)),
+        (0, lambda w: len(set(steps_recorded(run_dir, 1))) > 8),
+        (1, lambda w: len(epoch_metrics(run_dir)) < w.steps()[-1] // STEPS_PER_EPOCH),
+    ]
+    for worker, is_time in begins:
+        with training_workers(run_dir, 2, *RECIPE) as workers:
+            workers.wait_until(lambda is_time=is_time, workers=workers: _quietly(is_time, workers))
+            workers.processes[worker].send_signal(signal.SIGTERM)
+            workers.processes[worker].send_signal(signal.SIGTERM)  # one too many is harmless
+            assert workers.end() == [PREEMPTED] * 2, workers.output(0) + workers.log(0)[-3000:]
+            (step,) = {preempted_step(workers.output(i)) for i in (0, 1)}
+            assert workers.steps()[-1] == step
+            assert set(steps_recorded(run_dir, 0)) == set(range(step))
+    train(run_dir, 2, *RECIPE, **ONE_THREAD)
+    assert_the_same_run(run_dir, uninterrupted)
+
+
+def _quietly(is_time, workers):
+    try:
+        return is_time(workers)
+    except (FileNotFoundError, IndexError, json.JSONDecodeError):
+        return False
+
+
+def test_a_single_process_saves_its_step(tmp_path):
+    with training_workers(tmp_path / "run", 1, *RECIPE) as workers:
+        workers.wait_for_step(STEPS_PER_EPOCH)
+        workers.processes[0].send_signal(signal.SIGTERM)
+        assert workers.end() == [PREEMPTED]
+        assert workers.steps()[-1] == preempted_step(workers.output(0))
+
+
+def test_before_there_is_anything_to_save_it_ends_at_once(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tf_lbsgd.cli.train", f"--run_dir={tmp_path / 'run'}", *RECIPE],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    time.sleep(2.5)  # while TensorFlow is imported
+    process.send_signal(signal.SIGTERM)
+    sent = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors.strip()) == (
+        PREEMPTED, "Preempted before the first step: nothing was lost."
+    )  # fmt: skip
+    assert time.monotonic() - sent < 20.0
+    assert not (tmp_path / "run" / "checkpoints").exists()

@@ -1,0 +1,101 @@
+"""What a run is judged by: the weights of one of its checkpoints, on every validation image."""
+
+import os
+from typing import Any
+
+import keras
+import numpy as np
+
+from tf_lbsgd import checkpoints, distribution
+from tf_lbsgd.cluster import Cluster
+from tf_lbsgd.preparation import open_split
+from tf_lbsgd.run_folder import RunFolder
+from tf_lbsgd.run_options import RunOptions
+from tf_lbsgd.training import (
+    create_loss,
+    create_metrics,
+    create_model,
+    evaluation_dataset,
+    evaluation_steps,
+    wait_for_all_workers,
+)
+
+
+def run_evaluation(
+    run_dir: str | os.PathLike[str], cluster: Cluster, options: RunOptions | None = None
+) -> dict[str, Any]:
+    """Evaluates a checkpoint of a run on every validation image.
+
+    Args:
+        run_dir: A run folder made by `run_training`.
+        cluster: The workers that share the images; this process is one of them.
+        options: Where the data are, and which checkpoint, the newest or the best.
+
+    Returns:
+        step, validation_loss, validation_top_1_error (percent), validation_images.
+
+    Raises:
+        ValueError: no run, or no complete checkpoint, in the folder.
+    """
+    options = options or RunOptions()
+    run_folder = RunFolder(run_dir)
+    recipe = run_folder.read_recipe()
+    source = open_split(recipe, options, "validation")
+    strategy = distribution.create_strategy(cluster)
+    with strategy.scope():
+        model = create_model(recipe, source)
+        model.compile(loss=create_loss(recipe), metrics=create_metrics())
+    checkpoint = checkpoint_to_judge(run_folder, options)
+    checkpoints.assign_arrays(
+        checkpoints.model_variables(model), evaluated_weights(model, checkpoint)
+    )
+    logs = model.evaluate(
+        evaluation_dataset(source, strategy),
+        steps=evaluation_steps(source, strategy),
+        return_dict=True,
+        verbose=0,
+    )
+    wait_for_all_workers(strategy)
+    return {
+        "step": checkpoint.step,
+        "validation_loss": logs["loss"],
+        "validation_top_1_error": 100 * (1 - logs["top_1_accuracy"]),
+        "validation_images": int(logs["images"]),
+    }
+
+
+def checkpoint_to_judge(run_folder: RunFolder, options: RunOptions) -> checkpoints.Checkpoint:
+    """Returns the checkpoint that the options ask for, the newest or the best.
+
+    Raises:
+        ValueError: there is none, or it is of another recipe.
+    """
+    checkpoint = checkpoints.load_checkpoint(run_folder.checkpoints, options.checkpoint)
+    if checkpoint is None:
+        raise ValueError(
+            f"No weights. Received: no complete checkpoint ({options.checkpoint}) in "
+            f"{run_folder.checkpoints} Expected: a run that finished at least an epoch."
+        )
+    checkpoint.check_recipe(run_folder.read_recipe().digest())
+    return checkpoint
+
+
+def evaluated_weights(
+    model: keras.Model, checkpoint: checkpoints.Checkpoint
+) -> dict[str, np.ndarray]:
+    """Weights and statistics that a run is judged by, named as by `checkpoints.model_variables`.
+
+    The weights are the averages where the optimizer kept some (see `callbacks.WeightAveraging`).
+
+    Args:
+        model: A model of the run's recipe, with any weights.
+        checkpoint: Of the run.
+    """
+    arrays, state = checkpoint.select("model/"), checkpoint.select("optimizer/")
+    averages = [state[name] for name in sorted(state) if name.endswith("_average")]
+    if not averages:
+        return arrays
+    trainable = {id(variable) for variable in model.trainable_variables}
+    variables = checkpoints.model_variables(model).items()
+    names = [name for name, variable in variables if id(variable) in trainable]
+    return arrays | dict(zip(names, averages, strict=True))
