@@ -1,6 +1,6 @@
 """Twenty times: one worker, in a step of its own choice, meets values that are not finite.
 
-Arguments: precision ("float32" or "mixed_float16"), tries.
+Arguments: precision ("float32" or "mixed_float16"), tries, policy ("stop", "skip" or none).
 """
 
 import hashlib
@@ -12,7 +12,9 @@ import numpy as np
 import tensorflow as tf
 
 import tf_lbsgd as lbsgd
+from tf_lbsgd.callbacks import NonFinitePolicy
 from tf_lbsgd.distribution import distribute_dataset
+from tf_lbsgd.stops import NonFiniteError
 
 STEPS, MICRO_BATCH = 5, 4
 arguments = json.loads(sys.argv[2])
@@ -43,6 +45,23 @@ def digest():
     return hashlib.sha256(content).hexdigest()
 
 
+class Position(keras.callbacks.Callback):
+    step = 0
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.step += 1
+
+
+def callbacks_of(policy):
+    if policy is None:
+        return []
+    position = Position()
+    return [
+        position,
+        NonFinitePolicy(position, policy, max_skipped_steps=99, replicas_per_worker=1),
+    ]
+
+
 tries = []
 for _ in range(arguments["tries"]):
     worker, step = random.integers(2), random.integers(STEPS)
@@ -56,15 +75,25 @@ for _ in range(arguments["tries"]):
         return tf.data.Dataset.from_tensor_slices((mine, labels)).repeat()
 
     before = int(model.step_record.skipped_steps.numpy())
-    history = model.fit(
-        distribute_dataset(strategy, make_dataset), steps_per_epoch=STEPS, verbose=0
-    ).history
+    message, loss = "", None
+    try:
+        loss = model.fit(
+            distribute_dataset(strategy, make_dataset),
+            steps_per_epoch=STEPS,
+            verbose=0,
+            callbacks=callbacks_of(arguments["policy"]),
+        ).history["loss"][0]
+    except NonFiniteError as error:
+        message = str(error)
     tries.append(
         {
             "digest": digest(),
             "skipped": int(model.step_record.skipped_steps.numpy()) - before,
             "iterations": int(model.optimizer.iterations.numpy()),
-            "loss": history["loss"][0],
+            "loss": loss,
+            "message": message,
+            "expected": f"Step {step + 1}: the loss of worker {worker} is not finite; "
+            "the first tensor of the gradient that is not: dense/kernel. ",
         }
     )
 
