@@ -17,11 +17,19 @@ LAYERS = (
     ("trainer", "callbacks", "input_pipeline"),
     ("distribution", "optimizers", "schedules", "checkpoints", "models", "metrics"),
     ("step_record", "micro_batches"),
-    ("layers", "run_folder", "plan"),
+    ("layers", "run_folder", "plan", "watchdog"),
     ("recipe", "cluster", "run_options", "stops"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-STANDARD_LIBRARY_ONLY = ("recipe", "plan", "cluster", "run_folder", "run_options", "stops")
+STANDARD_LIBRARY_ONLY = (
+    "recipe",
+    "plan",
+    "cluster",
+    "run_folder",
+    "run_options",
+    "stops",
+    "watchdog",
+)
 
 
 def imports_of(path: Path) -> set[str]:
