@@ -10,6 +10,8 @@ _WINDOW_STEPS = 20
 _MIN_STEPS = 10
 _SLOW_RATIO = 1.3
 _RECOVERED_RATIO = 1.15
+_SLOW_SHARE = 0.75
+_SLOW_SECS = 0.01
 
 
 class StragglerWatch(keras.callbacks.Callback):
@@ -17,7 +19,8 @@ class StragglerWatch(keras.callbacks.Callback):
 
     A worker's time is what it waited for data and computed, without the wait for the others. The
     medians over the last 20 steps are compared, so single slow steps do not count: a worker is
-    slow at 1.3 times the median of the others, and no longer so below 1.15 times.
+    slow at 1.3 times the median of the others, and no longer so below 1.15 times. So that chance
+    is not named, it must also have been the slower one in three steps of four, and by 10 ms.
 
     Args:
         num_workers: At least 2.
@@ -44,14 +47,22 @@ class StragglerWatch(keras.callbacks.Callback):
         if len(self._seconds) < _MIN_STEPS:
             return
         medians = np.median(self._seconds, axis=0)
-        seconds = np.median([data + compute for data, compute in self._seconds], axis=0)
+        totals = [data + compute for data, compute in self._seconds]  # [num_workers] a step
+        seconds = np.median(totals, axis=0)
         slowest = int(np.argmax(seconds))
         others = float(np.median(np.delete(seconds, slowest)))
+        is_slower = [step[slowest] > np.median(np.delete(step, slowest)) for step in totals]
         self.slowest_worker = slowest
         self.slowest_worker_ratio = float(seconds[slowest]) / max(others, 1e-9)
         if self.slowest_worker_ratio < _RECOVERED_RATIO:
             self._named = None
-        elif self.slowest_worker_ratio >= _SLOW_RATIO and slowest != self._named:
+            return
+        is_slow = (
+            self.slowest_worker_ratio >= _SLOW_RATIO
+            and np.mean(is_slower) >= _SLOW_SHARE
+            and seconds[slowest] - others >= _SLOW_SECS
+        )
+        if is_slow and slowest != self._named:
             self._named = slowest
             data, compute = medians[:, slowest]
             print(
