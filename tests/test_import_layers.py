@@ -12,23 +12,19 @@ LAYERS = (
     ("cli",),
     ("export",),
     ("evaluation",),
-    ("training", "launcher", "report"),
-    ("audit", "preparation"),
+    ("training", "supervision", "report"),
+    ("audit", "preparation", "launcher"),
     ("trainer", "callbacks", "input_pipeline"),
     ("distribution", "optimizers", "schedules", "checkpoints", "models", "metrics"),
     ("step_record", "micro_batches"),
-    ("layers", "run_folder", "plan", "watchdog"),
-    ("recipe", "cluster", "run_options", "stops"),
+    ("layers", "run_folder", "plan"),
+    ("preflight",),
+    ("recipe", "cluster", "run_options", "stops", "failures", "network_namespace"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 STANDARD_LIBRARY_ONLY = (
-    "recipe",
-    "plan",
-    "cluster",
-    "run_folder",
-    "run_options",
-    "stops",
-    "watchdog",
+    *("recipe", "plan", "cluster", "run_folder", "run_options", "stops"),
+    *("failures", "network_namespace", "preflight"),
 )
 
 

@@ -6,6 +6,7 @@ fails the others would wait for it for ever (collectives have no timeout), so al
 
 import contextlib
 import dataclasses
+import math
 import os
 import signal
 import socket
@@ -15,25 +16,32 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
+
 from tf_lbsgd.cluster import Cluster
+from tf_lbsgd.failures import Cause, Ending, first_failure
+from tf_lbsgd.stops import PreemptionNotice
 
 _POLL_SECS = 0.1
-_LOG_TAIL_LINES = 20
+# Workers that lost a peer end within a second of each other.
+_QUIET_SECS = 5.0
 
 
 class WorkerFailedError(RuntimeError):
-    """A worker ended with an error; the message has the end of its log.
+    """Workers ended with errors; the message has the first one's traceback, or end of its log.
 
     Attributes:
-        status: Its exit status; negative: the signal that ended it.
+        first: The ending that explains the others.
+        status: Its exit status; negative: the signal that ended it; None: it did not go on.
     """
 
-    def __init__(self, task_index: int, status: int, log: Path) -> None:
-        self.status = status
-        lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-        how = f"was killed by signal {-status}" if status < 0 else f"exited with status {status}"
-        tail = "\n".join(f"  | {line}" for line in lines[-_LOG_TAIL_LINES:])
-        super().__init__(f"Worker {task_index} {how}. The end of {log}:\n{tail}")
+    def __init__(self, first: Ending, others: Sequence[Ending]) -> None:
+        self.first = first
+        self.status = first.status
+        words = "\n".join(f"  | {line}" for line in first.last_words())
+        lines = [f"{first.describe()}. The end of {first.log}:", words]
+        lines += [f"Then: {other.describe()}." for other in others if other.status]
+        super().__init__("\n".join(lines))
 
 
 @dataclasses.dataclass
@@ -56,6 +64,8 @@ class LocalWorkers:
 
     def __enter__(self) -> "LocalWorkers":
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._endings: dict[int, Ending] = {}  # in the order in which they ended
+        self._log_starts = [log.stat().st_size if log.exists() else 0 for log in self.logs]
         cluster = local_cluster(len(self.logs))
         for task_index, log in enumerate(self.logs):
             mine = dataclasses.replace(cluster, task_index=task_index)
@@ -65,21 +75,56 @@ class LocalWorkers:
     def __exit__(self, *_: object) -> None:
         _end_processes(self._processes)
 
-    def wait(self) -> None:
+    def wait(self, notice: PreemptionNotice, grace_secs: float) -> None:
         """Returns when all workers are done.
 
+        Args:
+            notice: When it is received, the workers get SIGTERM, so that they save and end.
+            grace_secs: How long that may take.
+
         Raises:
-            WorkerFailedError: for the first worker that ended with an error.
+            WorkerFailedError: a worker ended with an error, or did not end within the grace.
         """
-        running = dict(enumerate(self._processes))
-        while running:
-            for task_index, process in list(running.items()):
-                status = process.poll()
-                if status:
-                    raise WorkerFailedError(task_index, status, self.logs[task_index])
-                if status == 0:
-                    del running[task_index]
+        deadline = math.inf
+        while len(self._endings) < len(self._processes) and time.monotonic() < deadline:
+            news = self._poll()
+            if notice.received and deadline == math.inf:
+                self._send(signal.SIGTERM)
+                deadline = time.monotonic() + grace_secs
+            elif not notice.received and any(ending.status for ending in news):
+                ends_others = (Cause.KILLED in {ending.cause for ending in news}) or any(
+                    ending.is_stopped for ending in self._unended()
+                )
+                deadline = time.monotonic() + (0 if ends_others else _QUIET_SECS)
             time.sleep(_POLL_SECS)
+        endings = [*self._endings.values(), *self._unended()]
+        first = first_failure(endings)
+        if first is not None:
+            raise WorkerFailedError(first, [e for e in endings if e is not first])
+
+    def _poll(self) -> list[Ending]:
+        """Takes note of the workers that ended since the last call."""
+        news = []
+        for task_index, process in enumerate(self._processes):
+            if task_index not in self._endings and process.poll() is not None:
+                news.append(self._ending(task_index, process.returncode))
+                self._endings[task_index] = news[-1]
+        return news
+
+    def _unended(self) -> list[Ending]:
+        """Workers that are still there, the stopped ones first."""
+        indices = [i for i in range(len(self._processes)) if i not in self._endings]
+        endings = [self._ending(index, None) for index in indices]
+        return sorted(endings, key=lambda ending: not ending.is_stopped)
+
+    def _ending(self, task_index: int, status: int | None) -> Ending:
+        is_stopped = status is None and _is_stopped(self._processes[task_index].pid)
+        log, log_start = self.logs[task_index], self._log_starts[task_index]
+        return Ending(task_index, status, log, log_start, is_stopped)
+
+    def _send(self, number: signal.Signals) -> None:
+        for process in self._processes:
+            process.send_signal(number)
 
     def _start(self, cluster: Cluster, log: Path) -> "subprocess.Popen[bytes]":
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -120,6 +165,13 @@ def worker_command(module: str, arguments: Sequence[str]) -> list[str]:
     return [sys.executable, "-m", module, *arguments]
 
 
+def _is_stopped(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+    except psutil.NoSuchProcess:
+        return False
+
+
 def _share_of_threads(num_workers: int) -> dict[str, str]:
     threads = str(max(1, len(os.sched_getaffinity(0)) // num_workers))
     return dict.fromkeys(
@@ -135,12 +187,12 @@ def _share_of_gpus(task_index: int, gpus_per_worker: int) -> dict[str, str]:
 
 
 def _end_processes(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
-    """Kills the workers, and what they started, at once.
+    """Kills the workers, and what they started, at once; those that are stopped too.
 
-    A gentler SIGTERM would be lost: TensorFlow takes it for a notice of preemption and trains on.
     Nothing is lost by force: files of a run are whole at any time.
     """
     for process in processes:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+    for process in processes:
         process.wait()

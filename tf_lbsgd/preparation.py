@@ -1,15 +1,23 @@
 """A run before it starts: data, plan, replicas and run folder, checked against each other."""
 
 import dataclasses
+import hashlib
+import importlib.metadata
 import os
+import platform
+from pathlib import Path
 from typing import Literal
 
-from tf_lbsgd import distribution, input_pipeline
+from tf_lbsgd import distribution, input_pipeline, preflight
 from tf_lbsgd.cluster import Cluster
 from tf_lbsgd.plan import Plan
 from tf_lbsgd.recipe import Recipe
 from tf_lbsgd.run_folder import RunFolder
 from tf_lbsgd.run_options import RunOptions
+
+_PACKAGES = ("tensorflow", "keras", "numpy")
+# Options that may differ between workers, since they are about the one worker.
+_OWN_OF_A_WORKER = {"data_dir", "startup_timeout"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +77,49 @@ def prepare_run(
         num_replicas=cluster.num_workers * distribution.replicas_per_worker(),
     )
     return PreparedRun(plan, cluster, train, validation, run_folder, options)
+
+
+def agree_with_other_workers(prepared: PreparedRun) -> None:
+    """Returns when all workers are there and are about to do the same.
+
+    Raises:
+        PreflightError: as `preflight.Preflight.meet`.
+    """
+    if not prepared.cluster.is_multi_worker:
+        return
+    meeting = preflight.Preflight(
+        cluster=prepared.cluster,
+        facts=facts_to_agree_on(prepared),
+        shared_folder=prepared.run_folder.path,
+        timeout_secs=prepared.options.startup_timeout,
+    )
+    for warning in meeting.meet():
+        print(f"Warning: {warning}", flush=True)
+
+
+def facts_to_agree_on(prepared: PreparedRun) -> dict[str, str]:
+    """Returns all that must be the same on every worker, by name."""
+    options = dataclasses.asdict(prepared.options)
+    facts = {f"--{name}": value for name, value in prepared.plan.recipe.to_json().items()}
+    facts |= {f"--{name}": options[name] for name in options.keys() - _OWN_OF_A_WORKER}
+    facts |= {package: importlib.metadata.version(package) for package in _PACKAGES}
+    facts |= {
+        "Python": platform.python_version(),
+        "code of tf_lbsgd": _digest_of_code(),
+        "training data": prepared.train.fingerprint(),
+        "validation data": prepared.validation.fingerprint(),
+        "replicas per worker": distribution.replicas_per_worker(),
+    }
+    return {name: str(value) for name, value in facts.items()}
+
+
+def _digest_of_code() -> str:
+    """SHA-256 of this package's files, in order of their names."""
+    folder = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
 
 
 def open_split(

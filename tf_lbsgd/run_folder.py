@@ -5,7 +5,7 @@
     result.json      the outcome, written last: its presence means the run is complete
     checkpoints/     see `tf_lbsgd.checkpoints`
     tensorboard/     scalars, from the chief
-    logs/            worker-I.log, standard error of worker I
+    logs/            worker-I.log, standard error of worker I; supervisor.log, failures and restarts
     audit/           worker-I.jsonl, the samples of each step, with --audit_data
 
 Files are replaced whole, so that a reader never sees half of one.
@@ -82,6 +82,15 @@ class RunFolder:
     def log(self, task_index: int) -> Path:
         """Returns the path of a worker's log file."""
         return self.logs / f"worker-{task_index}.log"
+
+    @property
+    def supervisor_log(self) -> Path:
+        """Path of the log of failures and restarts, written by `launch`."""
+        return self.logs / "supervisor.log"
+
+    def newest_checkpoint_step(self) -> int:
+        """Returns the step of the newest checkpoint that was written to its end; 0: none."""
+        return max((int(p.stem[-9:]) for p in self.checkpoints.glob("step-*.json")), default=0)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Returns one object for each epoch recorded so far, in order."""

@@ -14,14 +14,12 @@ import tensorflow as tf
 from tf_lbsgd import checkpoints, distribution, input_pipeline
 from tf_lbsgd.audit import AuditedModel, AuditLog
 from tf_lbsgd.callbacks import (
-    Activity,
     CheckpointWriter,
     MetricsRecorder,
     MetricsRestorer,
     NonFinitePolicy,
     PreemptionStop,
     ProgressBar,
-    StragglerWatch,
     TensorBoardScalars,
     TrainingPosition,
     WeightAveraging,
@@ -30,13 +28,12 @@ from tf_lbsgd.metrics import SampleCount
 from tf_lbsgd.models import resnet
 from tf_lbsgd.optimizers import LARS, MomentumSGD
 from tf_lbsgd.plan import Plan
-from tf_lbsgd.preparation import PreparedRun
+from tf_lbsgd.preparation import PreparedRun, agree_with_other_workers
 from tf_lbsgd.recipe import Recipe
 from tf_lbsgd.run_folder import RunFolder, reported_error
 from tf_lbsgd.schedules import create_schedule
 from tf_lbsgd.stops import PreemptionNotice, RunStoppedError
 from tf_lbsgd.trainer import DataParallelModel
-from tf_lbsgd.watchdog import Watchdog, WorkerLostError
 
 # Evaluation takes this many images a replica at a time; it changes the speed, not the outcome.
 _EVALUATION_BATCH_PER_REPLICA = 100
@@ -59,13 +56,13 @@ def run_training(prepared: PreparedRun, notice: PreemptionNotice | None = None) 
         The contents of `result.json`.
 
     Raises:
-        ValueError: the newest checkpoint does not fit; raised before any step.
+        ValueError: the workers, or the newest checkpoint, do not fit; raised before any step.
         PreemptedError: a worker was sent SIGTERM; the step is saved.
-        WorkerLostError: another worker failed or stopped answering; it is named.
         NonFiniteError: see `callbacks.NonFinitePolicy`.
     """
     if prepared.options.deterministic:
         distribution.make_deterministic(prepared.plan.recipe.seed)
+    agree_with_other_workers(prepared)
     run_folder = prepared.run_folder
     result = run_folder.read_result()
     if result is not None:
@@ -75,22 +72,13 @@ def run_training(prepared: PreparedRun, notice: PreemptionNotice | None = None) 
     strategy = distribution.create_strategy(prepared.cluster)
     notice = notice or PreemptionNotice()
     notice.heed()
-    watchdog = Watchdog(run_folder.logs, prepared.cluster, prepared.options.step_timeout_secs)
-    with watchdog:
-        try:
-            return train(prepared, strategy, notice, watchdog)
-        except tf.errors.OpError as error:
-            culprit = watchdog.blame() if distribution.is_from_another_worker(error) else ""
-            if not culprit:
-                raise
-            raise WorkerLostError(culprit) from error
+    return train(prepared, strategy, notice)
 
 
 def train(
     prepared: PreparedRun,
     strategy: tf.distribute.Strategy,
     notice: PreemptionNotice,
-    watchdog: Watchdog,
 ) -> dict[str, Any]:
     """Builds the model, restores its state, runs the steps that are left, records the outcome."""
     run_folder, plan, options = prepared.run_folder, prepared.plan, prepared.options
@@ -112,7 +100,7 @@ def train(
     if cluster.is_chief:
         checkpoints.clean(run_folder.checkpoints, position.step)
         run_folder.keep_metrics_before(position.epoch)
-    callbacks = create_callbacks(prepared, position, restored, notice, watchdog)
+    callbacks = create_callbacks(prepared, position, restored, notice, is_chief=cluster.is_chief)
     try:
         if not is_evaluated:
             finish_epoch(model, strategy, prepared, position, callbacks, restored)
@@ -237,7 +225,8 @@ def create_callbacks(
     position: TrainingPosition,
     restored: checkpoints.Checkpoint,
     notice: PreemptionNotice,
-    watchdog: Watchdog,
+    *,
+    is_chief: bool,
 ) -> list[keras.callbacks.Callback]:
     """Counting and deciding on every worker; showing, recording and saving on the chief alone."""
     recipe, run_folder, options = prepared.plan.recipe, prepared.run_folder, prepared.options
@@ -248,16 +237,12 @@ def create_callbacks(
         replicas_per_worker=distribution.replicas_per_worker(),
     )
     sums = restored.select("metrics/") if position.step_in_epoch else {}
-    activity = Activity(watchdog, position)
-    callbacks = [position, activity, MetricsRestorer(sums), policy]
+    callbacks = [position, MetricsRestorer(sums), policy]
     if recipe.ema_momentum:
         callbacks.append(WeightAveraging())
-    if prepared.cluster.is_chief:
-        num_workers = prepared.cluster.num_workers
-        stragglers = StragglerWatch(num_workers) if num_workers > 1 else None
-        recorder = MetricsRecorder(run_folder, position, stragglers, restored.epoch_so_far)
+    if is_chief:
+        recorder = MetricsRecorder(run_folder, position, restored.epoch_so_far)
         callbacks += [
-            *([stragglers] if stragglers else []),
             recorder,
             TensorBoardScalars(run_folder, position),
             ProgressBar(position, recipe.epochs),

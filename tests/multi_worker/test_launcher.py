@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,7 +17,8 @@ import pytest
 from commands import epoch_metrics, run, train
 
 from tf_lbsgd import launcher
-from tf_lbsgd.cli.process import FAILED
+from tf_lbsgd.cli.process import FAILED, PREEMPTED
+from tf_lbsgd.stops import PreemptionNotice
 
 # k = 4 micro-batches a step. Enough steps that a run is still going when its first epoch is
 # recorded, and all that a resume could lose: batch norm, momentum, a schedule, augmentation.
@@ -52,9 +54,9 @@ _END_SECS = 10.0
 class Launch:
     """A `launch` of two workers that can be watched and killed."""
 
-    def __init__(self, run_dir: Path):
+    def __init__(self, run_dir: Path, flags: tuple[str, ...] = ()):
         self.run_dir = run_dir
-        self.arguments = ("--num_workers=2", "--", f"--run_dir={run_dir}", *RECIPE)
+        self.arguments = ("--num_workers=2", *flags, "--", f"--run_dir={run_dir}", *RECIPE)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tf_lbsgd.cli.launch", *self.arguments],
             env={k: v for k, v in os.environ.items() if k != "TF_CONFIG"},
@@ -63,16 +65,19 @@ class Launch:
             text=True,
         )
 
-    def wait_until_mid_epoch(self) -> None:
-        """Returns between two steps of an epoch after the first."""
-        manifests = (self.run_dir / "checkpoints").glob
+    def wait_until_mid_epoch(self, after_step: int = STEPS_PER_EPOCH) -> int:
+        """Returns the step between two steps of an epoch, of a later epoch than a step."""
+        newest = 0
 
         def is_mid_epoch() -> bool:
+            nonlocal newest
             assert self._process.poll() is None, self._process.communicate()
-            newest = max((int(p.stem[-9:]) for p in manifests("step-*.json")), default=0)
-            return newest > STEPS_PER_EPOCH and newest % STEPS_PER_EPOCH == 1
+            manifests = (self.run_dir / "checkpoints").glob("step-*.json")
+            newest = max((int(path.stem[-9:]) for path in manifests), default=0)
+            return newest > after_step and newest % STEPS_PER_EPOCH == 1
 
         wait_until(is_mid_epoch, _START_SECS)
+        return newest
 
     def processes(self) -> list[psutil.Process]:
         """Everything on this machine that was started for this run."""
@@ -92,9 +97,9 @@ class Launch:
         """Sends a signal to the launcher alone."""
         self._process.send_signal(number)
 
-    def end(self) -> tuple[int, str]:
+    def end(self, timeout_secs: float = _END_SECS) -> tuple[int, str]:
         """Waits for the launcher; returns exit status and standard error."""
-        _, errors = self._process.communicate(timeout=_END_SECS)
+        _, errors = self._process.communicate(timeout=timeout_secs)
         return self._process.returncode, errors
 
     def clean_up(self) -> None:
@@ -132,13 +137,34 @@ def files(folder: Path) -> dict[str, tuple[bytes, int]]:
     return {str(p): (p.read_bytes(), p.stat().st_mtime_ns) for p in paths}
 
 
+def listening_ports() -> set[int]:
+    """Ports on which anything in this network listens."""
+    connections = psutil.net_connections("tcp")
+    return {c.laddr.port for c in connections if c.status == psutil.CONN_LISTEN}
+
+
+def is_accepting(ports_of_cluster: list[int]) -> bool:
+    for port in ports_of_cluster:
+        with contextlib.suppress(ConnectionRefusedError):
+            socket.create_connection(("localhost", port), timeout=1).close()
+            return True
+    return False
+
+
+def assert_same_run(run_dir: Path, other: Path) -> None:
+    """Two runs ended with the same bits, by the same epochs."""
+    one, two = (json.loads((d / "result.json").read_text()) for d in (run_dir, other))
+    assert one["weights_sha256"] == two["weights_sha256"]
+    assert without_durations(epoch_metrics(run_dir)) == without_durations(epoch_metrics(other))
+
+
 def without_durations(metrics: list[dict]) -> list[dict]:
     return [{n: v for n, v in epoch.items() if n not in DURATIONS} for epoch in metrics]
 
 
 @pytest.fixture
-def launch(tmp_path) -> Iterator[Launch]:
-    launched = Launch(tmp_path / "run")
+def launch(tmp_path, request) -> Iterator[Launch]:
+    launched = Launch(tmp_path / "run", getattr(request, "param", ()))
     yield launched
     launched.clean_up()
 
@@ -164,7 +190,7 @@ def test_terminal_shows_one_table_and_no_chatter(finished):
 
 def test_chatter_is_in_the_log_of_each_worker(finished):
     run_dir, _ = finished
-    logs = sorted((run_dir / "logs").glob("*.log"))
+    logs = sorted((run_dir / "logs").iterdir())
     assert [log.name for log in logs] == ["worker-0.log", "worker-1.log"]
     for log in logs:
         assert "TensorFlow" in log.read_text()
@@ -205,20 +231,70 @@ def test_complete_run_is_not_run_again(finished):
     assert files(run_dir) == before
 
 
+@pytest.mark.parametrize("launch", [("--isolate_network=false",)], indirect=True)
 def test_killed_worker_ends_the_run_and_is_named(launch):
     launch.wait_until_mid_epoch()
     workers = launch.workers()
     ports_of_cluster = ports(workers[0])
+    assert set(ports_of_cluster) <= listening_ports()  # of this network, as it was asked for
     workers[1].kill()
     status, errors = launch.end()
 
     assert status == FAILED
     log = launch.run_dir / "logs" / "worker-1.log"
-    assert f"Worker 1 was killed by signal 9. The end of {log}:" in errors
+    assert f"Worker 1 was killed by signal 9 (SIGKILL). The end of {log}:" in errors
     assert f"  | {log.read_text().splitlines()[-1]}" in errors
     assert launch.processes() == []
     for port in ports_of_cluster:
         assert_free(port)
+
+
+@pytest.mark.parametrize("launch", [("--max_restarts=2",)], indirect=True)
+def test_a_run_survives_the_loss_of_either_worker_exactly_and_unseen_from_outside(launch, finished):
+    step = STEPS_PER_EPOCH
+    for index in (0, 1):  # the chief first
+        step = launch.wait_until_mid_epoch(step)
+        workers = launch.workers()
+        assert len(workers) == 2
+        assert not set(ports(workers[0])) & listening_ports()
+        assert not is_accepting(ports(workers[0]))
+        workers[index].kill()
+    status, errors = launch.end(_START_SECS)
+
+    assert status == 0, errors
+    assert errors.index("Worker 0 was killed by signal 9") < errors.index("Worker 1 was killed")
+    assert "Done after 2 restarts" in errors
+    assert "Restart 2 in 1 s" in (launch.run_dir / "logs" / "supervisor.log").read_text()
+    assert_same_run(launch.run_dir, finished[0])
+    assert launch.processes() == []
+
+
+@pytest.mark.parametrize("launch", [("--max_restarts=1",)], indirect=True)
+def test_a_crash_that_comes_again_ends_the_run_with_its_traceback_first(launch):
+    launch.wait_until_mid_epoch()
+    checkpoints = launch.run_dir / "checkpoints"
+    for _ in range(2):  # where checkpoints were, there is a file now
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        with contextlib.suppress(IsADirectoryError):
+            checkpoints.write_text("in the way")
+    status, errors = launch.end(_START_SECS)
+
+    assert status == FAILED
+    first = errors.index("Worker 0 exited with status 1. The end of")
+    assert first < errors.index("FileExistsError", first) < errors.index("Restart 1 in 1 s")
+    assert "Restart 2" not in errors
+    assert launch.processes() == []
+
+
+def test_sigterm_is_passed_on_and_the_run_is_saved(launch, finished):
+    launch.wait_until_mid_epoch()
+    launch.send(signal.SIGTERM)
+    status, errors = launch.end(_END_SECS)
+
+    assert status == PREEMPTED, errors
+    assert launch.processes() == []
+    train(launch.run_dir, 2, *RECIPE)
+    assert_same_run(launch.run_dir, finished[0])
 
 
 def test_interrupt_ends_all_and_breaks_no_file(launch):
@@ -239,13 +315,8 @@ def test_killed_launcher_takes_its_workers_along_and_the_run_continues_exactly(l
     wait_until(lambda: launch.processes() == [], _END_SECS)
     assert 1 <= len(epoch_metrics(launch.run_dir)) < EPOCHS
 
-    resumed = train(launch.run_dir, 2, *RECIPE)
-
-    uninterrupted = json.loads((finished[0] / "result.json").read_text())
-    assert resumed["weights_sha256"] == uninterrupted["weights_sha256"]
-    assert without_durations(epoch_metrics(launch.run_dir)) == without_durations(
-        epoch_metrics(finished[0])
-    )
+    train(launch.run_dir, 2, *RECIPE)
+    assert_same_run(launch.run_dir, finished[0])
 
 
 def environments_of_workers(folder: Path, num_workers: int, gpus_per_worker: int) -> list[str]:
@@ -257,7 +328,7 @@ def environments_of_workers(folder: Path, num_workers: int, gpus_per_worker: int
     logs = [folder / f"worker-{index}.log" for index in range(num_workers)]
     command = [sys.executable, "-c", report]
     with launcher.LocalWorkers(command, logs, {}, gpus_per_worker) as workers:
-        workers.wait()
+        workers.wait(PreemptionNotice(), grace_secs=0)
     return [log.read_text().rstrip("\n") for log in logs]
 
 
@@ -292,7 +363,7 @@ def test_the_end_of_a_failed_worker_s_log_is_shown(tmp_path):
     logs = [tmp_path / "worker-0.log"]
     workers = launcher.LocalWorkers([sys.executable, "-c", script], logs, {}, gpus_per_worker=0)
     with workers, pytest.raises(launcher.WorkerFailedError) as failure:
-        workers.wait()
+        workers.wait(PreemptionNotice(), grace_secs=0)
     assert failure.value.status == 3
     head, *tail = str(failure.value).splitlines()
     assert head == f"Worker 0 exited with status 3. The end of {logs[0]}:"

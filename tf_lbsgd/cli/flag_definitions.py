@@ -96,10 +96,25 @@ def define_speed_flags() -> None:
         "non_finite", "stop", ["stop", "skip"], "At a loss or gradient that is not finite."
     )
     flags.DEFINE_integer("max_skipped_steps", 10, "In all, with skip.", lower_bound=0)
-    flags.DEFINE_float(
-        "step_timeout_secs", 600.0, "A worker ends when a step takes longer.", lower_bound=1.0
-    )
+    flags.DEFINE_float("startup_timeout", 300.0, "Seconds to wait for workers.", lower_bound=0)
     flags.DEFINE_bool("audit_data", False, "Record which samples each step used.")
+
+
+def define_launcher_flags() -> tuple[str, ...]:
+    """Defines the flags of `launch` itself, which come before `--`, and returns their names."""
+    flags.DEFINE_integer(
+        "num_workers", 2, "Worker processes; on the CPU if GPUs are fewer.", lower_bound=1
+    )
+    flags.DEFINE_enum("binary", "train", ["train", "evaluate"], "What the workers run.")
+    flags.DEFINE_integer("max_restarts", 0, "In a row, without a newer checkpoint.", lower_bound=0)
+    flags.DEFINE_float("grace_secs", 30.0, "For workers to save after SIGTERM.", lower_bound=0)
+    flags.DEFINE_bool(
+        "isolate_network",
+        True,
+        "Give the workers a network of their own, which nobody else can reach. Nor can they reach "
+        "anything: set it to false for data that come over the network.",
+    )
+    return "num_workers", "binary", "max_restarts", "grace_secs", "isolate_network"
 
 
 def recipe_from_flags() -> Recipe:

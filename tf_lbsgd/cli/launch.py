@@ -4,31 +4,34 @@
         --run_dir=runs/quickstart
 
 What follows `--` are flags of the workers: `python -m tf_lbsgd.cli.train --help` lists them.
+SIGTERM is passed on to the workers, which save and end; the same command then continues the run.
 """
 
+import signal
 import sys
 
 from absl import flags
 
-from tf_lbsgd import launcher
+from tf_lbsgd import launcher, network_namespace, supervision
 from tf_lbsgd.cli import flag_definitions, process
 from tf_lbsgd.run_folder import RunFolder
+from tf_lbsgd.stops import PreemptionNotice
 
-_NUM_WORKERS = flags.DEFINE_integer(
-    "num_workers", 2, "Worker processes; on the CPU if GPUs are fewer.", lower_bound=1
-)
-_BINARY = flags.DEFINE_enum("binary", "train", ["train", "evaluate"], "What the workers run.")
+_OWN_FLAGS = flag_definitions.define_launcher_flags()
 
 
 def main(argv: list[str]) -> None:
     """Checks the workers' flags as they will, then starts them and waits."""
-    num_workers, binary = _NUM_WORKERS.value, _BINARY.value
-    flags.FLAGS.remove_flag_values(["num_workers", "binary"])  # no worker knows them
+    own = {name: flags.FLAGS[name].value for name in _OWN_FLAGS}
+    flags.FLAGS.remove_flag_values(_OWN_FLAGS)  # no worker knows them
+    binary, num_workers = own["binary"], own["num_workers"]
     flag_definitions.define_flags_of(binary)
     process.parse_flags(argv)  # what follows `--`
     run_folder = RunFolder(flag_definitions.require_run_dir())
     options = flag_definitions.run_options_from_flags()
     recipe = flag_definitions.recipe_from_flags() if binary == "train" else run_folder.read_recipe()
+    if own["isolate_network"]:
+        network_namespace.try_to_isolate()  # now: TensorFlow's threads would stay outside
     with process.hold_standard_error():
         from tf_lbsgd import distribution, preparation
 
@@ -42,12 +45,33 @@ def main(argv: list[str]) -> None:
         environment=process.launcher_environment(),
         gpus_per_worker=gpus_per_worker,
     )
-    with workers:
-        try:
-            workers.wait()
-        except launcher.WorkerFailedError as failure:
-            print(failure, file=sys.stderr)
-            sys.exit(max(failure.status, process.FAILED))  # a signal's status is negative
+    supervise(workers, run_folder, own["max_restarts"], own["grace_secs"])
+
+
+def supervise(
+    workers: launcher.LocalWorkers, run_folder: RunFolder, max_restarts: int, grace_secs: float
+) -> None:
+    """Runs the workers; exits with the status of the first that failed, if any."""
+    notice = PreemptionNotice()
+
+    def receive(*_: object) -> None:
+        notice.received = True
+
+    signal.signal(signal.SIGTERM, receive)  # workers are not to inherit it, as a blocked one
+    try:
+        supervision.supervise(
+            workers,
+            run_folder,
+            notice,
+            max_restarts=max_restarts,
+            final_statuses=(process.MISCONFIGURED, process.PREEMPTED),
+            grace_secs=grace_secs,
+        )
+    except launcher.WorkerFailedError as failure:
+        # Too late to save, or too early to have anything to save: no failure of the run either.
+        if notice.received and failure.status in (None, -signal.SIGTERM):
+            sys.exit(process.PREEMPTED)
+        sys.exit(max(failure.status or 0, process.FAILED))  # a signal's status is negative
 
 
 def run() -> None:

@@ -4,7 +4,8 @@ Each kind of source has its own file; `dataset_names` opens them by name.
 """
 
 import abc
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterator
 from typing import ClassVar
 
 import tensorflow as tf
@@ -40,6 +41,17 @@ class Source(abc.ABC):
     def num_classes(self) -> int:
         """Labels are [0, num_classes)."""
         return len(self.class_names)
+
+    def manifest(self) -> Iterator[str]:
+        """Yields what tells these data from others, the same wherever they lie; reads no image."""
+        yield repr((self.num_examples, self.image_shape, self.class_names))
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the manifest; workers compare it before they start."""
+        digest = hashlib.sha256()
+        for line in self.manifest():
+            digest.update(line.encode(errors="surrogateescape") + b"\n")
+        return digest.hexdigest()
 
     @abc.abstractmethod
     def batch_loader(self, *, augmentation: str, seed: int) -> BatchLoader:

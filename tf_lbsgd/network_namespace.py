@@ -1,0 +1,80 @@
+"""A network of this process and its children alone, in which there is only the loopback interface.
+
+TensorFlow's gRPC server takes commands from anyone, without a password, and listens on every
+interface whatever TF_CONFIG says (its SECURITY.md). On one machine nobody outside needs to reach
+it. See network_namespaces(7), user_namespaces(7), netdevice(7).
+"""
+
+import ctypes
+import errno
+import fcntl
+import os
+import socket
+import struct
+import sys
+from pathlib import Path
+
+_CLONE_NEWUSER = 0x10000000
+_CLONE_NEWNET = 0x40000000
+_SIOCSIFFLAGS = 0x8914
+_IFF_UP = 0x1
+
+
+def enter_loopback_network() -> None:
+    """Moves this process, which must have one thread, into a network of its own.
+
+    Its sockets can then reach, and be reached by, its children only. Without the right to make a
+    network namespace (CAP_SYS_ADMIN), a user namespace, in which this user is mapped to itself,
+    gives it.
+
+    Raises:
+        OSError: the system does not allow it; nothing has changed.
+    """
+    _try_in_a_child()
+    _enter()
+
+
+def _enter() -> None:
+    user, group = os.geteuid(), os.getegid()
+    try:
+        _unshare(_CLONE_NEWNET)
+    except PermissionError:
+        _unshare(_CLONE_NEWUSER | _CLONE_NEWNET)
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
+        Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
+    with socket.socket() as sock:
+        fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", _IFF_UP))
+
+
+def try_to_isolate() -> None:
+    """As `enter_loopback_network`, with a warning on standard error where it is not allowed."""
+    try:
+        enter_loopback_network()
+    except OSError as error:
+        print(
+            f"Warning: the workers' ports, without a password, are open to the network ({error}); "
+            "see docs/operations.md. --isolate_network=false says that this is meant.",
+            file=sys.stderr,
+        )
+
+
+def _try_in_a_child() -> None:
+    """Raises OSError if a part of it is not allowed; some systems refuse only the last part."""
+    child = os.fork()
+    if child == 0:
+        try:
+            _enter()
+        except OSError as error:
+            os._exit(error.errno or errno.EPERM)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    if number := os.waitstatus_to_exitcode(status):
+        raise OSError(number, os.strerror(number))
+
+
+def _unshare(namespaces: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(namespaces) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
