@@ -13,6 +13,8 @@ section 2.1, equations (3) and (4): plain SGD), and reports
 0: one large step does what k small ones do. 1: it is as wrong as doing nothing. The rule rests on
 the gradients at w_j being like those at w_0, which the paper says fails "when the network is
 changing rapidly" (section 2.2): in the first epochs. That is the reason for warmup.
+
+docs/linear_scaling.md has what came out.
 """
 
 import statistics
