@@ -1,11 +1,17 @@
 """A checkpoint is whole or not there; what does not fit is refused before anything changes."""
 
 import os
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tf_lbsgd import checkpoints
 from tf_lbsgd.checkpoints import Checkpoint, load_newest_checkpoint, save_checkpoint
@@ -253,3 +259,107 @@ def test_arrays_that_do_not_fit_are_refused_and_nothing_is_assigned(change):
     assert differing in str(refusal.value)
     for name, array in values(variables).items():
         np.testing.assert_array_equal(array, before[name])
+
+
+# ----------------------------------------------------------------------------- a writer that dies
+
+SAVE = """
+import sys
+from pathlib import Path
+import numpy as np
+from tf_lbsgd.checkpoints import Checkpoint, save_checkpoint
+for step in range(int(sys.argv[2]), 10**6):
+    arrays = {"w": np.full(200_000, step, np.float32)}
+    save_checkpoint(Path(sys.argv[1]), Checkpoint(step, arrays), keep=2)
+    print(step, flush=True)
+"""
+
+
+def test_a_writer_that_died_at_any_byte_leaves_the_older_checkpoint(tmp_path):
+    save(tmp_path / "whole", 9)
+    written = [tmp_path / "whole" / f"step-000000009.{kind}" for kind in ("npz", "json")]
+    contents = [path.read_bytes() for path in written]
+    random = np.random.default_rng(0)
+    for offset in random.integers(0, sum(map(len, contents)), 200):
+        folder = tmp_path / str(offset)
+        save(folder, 8)
+        for path, content in zip(written, contents, strict=True):  # in the order of the writer
+            is_whole = offset >= len(content)
+            name = path.name if is_whole else f".{path.name}.partial"
+            (folder / name).write_bytes(content[:offset])
+            offset -= len(content)
+            if not is_whole:
+                break
+        assert_equal(load_newest_checkpoint(folder), checkpoint(8))
+        checkpoints.clean(folder, newest_step=8)
+        assert names(folder) == {"step-000000008.npz", "step-000000008.json"}
+
+
+@given(data=st.data())
+@settings(max_examples=100, deadline=None)
+def test_one_flipped_bit_anywhere_is_seen(data):
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        save(folder, 8, 9)
+        path = folder / data.draw(st.sampled_from(["step-000000009.npz", "step-000000009.json"]))
+        content = bytearray(path.read_bytes())
+        offset = data.draw(st.integers(0, len(content) - 1))
+        content[offset] ^= 1 << data.draw(st.integers(0, 7))
+        path.write_bytes(content)
+        assert_equal(load_newest_checkpoint(folder), checkpoint(8))
+
+
+def test_a_writer_that_is_killed_leaves_a_whole_checkpoint_every_time(tmp_path):
+    random, step = np.random.default_rng(0), 0
+    for _ in range(5):
+        writer = subprocess.Popen(
+            [sys.executable, "-c", SAVE, str(tmp_path), str(step)], stdout=subprocess.PIPE
+        )
+        writer.stdout.readline()
+        time.sleep(random.uniform(0, 0.1))
+        writer.kill()
+        said = [int(line) for line in writer.communicate()[0].split()]
+        newest = load_newest_checkpoint(tmp_path)
+        assert newest.step >= max(said, default=step)
+        np.testing.assert_array_equal(newest.arrays["w"], np.full(200_000, newest.step))
+        step = newest.step
+        checkpoints.clean(tmp_path, step)
+        assert not list(tmp_path.glob(".*"))
+
+
+def test_a_disk_without_space_leaves_the_older_checkpoint(tmp_path):
+    """The limit of a file's size stands in for a full disk: the write fails half-way."""
+    save(tmp_path, 0)
+    limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, -1))\n{SAVE}"
+    limited = f"import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n{limited}"
+    writer = subprocess.run(
+        [sys.executable, "-c", limited, str(tmp_path), "9"], capture_output=True, text=True
+    )
+    assert "OSError: [Errno 27] File too large" in writer.stderr
+    assert_equal(load_newest_checkpoint(tmp_path), checkpoint(0))
+    assert list(tmp_path.glob(".*.partial"))
+    checkpoints.clean(tmp_path, 0)
+    assert not list(tmp_path.glob(".*.partial"))
+
+
+# ----------------------------------------------------------------------------- the best
+
+
+def test_the_best_stays_beside_the_newest(tmp_path):
+    for step, error in ((1, 50.0), (2, 20.0), (3, 30.0), (4, 20.0), (5, 40.0)):
+        save(tmp_path, step, keep=1)
+        checkpoints.mark_best(tmp_path, step, error, keep=1)
+    assert names(tmp_path) == {
+        f"step-00000000{step}.{kind}" for step in (2, 5) for kind in ("npz", "json")
+    } | {"best.json"}
+    assert_equal(checkpoints.load_checkpoint(tmp_path, "best"), checkpoint(2))
+    assert_equal(checkpoints.load_checkpoint(tmp_path, "newest"), checkpoint(5))
+
+
+def test_a_best_that_is_damaged_is_no_longer_the_best(tmp_path):
+    save(tmp_path, 1, 2, 3)
+    checkpoints.mark_best(tmp_path, 1, 10.0, keep=3)
+    flip_byte(tmp_path / "step-000000001.npz", tmp_path / "step-000000001.json")
+    checkpoints.clean(tmp_path, newest_step=3)
+    checkpoints.mark_best(tmp_path, 3, 90.0, keep=3)
+    assert_equal(checkpoints.load_checkpoint(tmp_path, "best"), checkpoint(3))

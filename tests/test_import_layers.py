@@ -17,13 +17,13 @@ LAYERS = (
     ("trainer", "callbacks", "input_pipeline"),
     ("distribution", "optimizers", "schedules", "checkpoints", "models", "metrics"),
     ("step_record", "micro_batches"),
-    ("layers", "run_folder", "plan"),
+    ("layers", "run_folder", "plan", "watchdog"),
     ("preflight",),
     ("recipe", "cluster", "run_options", "stops", "failures", "network_namespace"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 STANDARD_LIBRARY_ONLY = (
-    *("recipe", "plan", "cluster", "run_folder", "run_options", "stops"),
+    *("recipe", "plan", "cluster", "run_folder", "run_options", "stops", "watchdog"),
     *("failures", "network_namespace", "preflight"),
 )
 

@@ -113,6 +113,18 @@ def values_of_chief(strategy: tf.distribute.Strategy, values: Sequence[float]) -
     return strategy.experimental_local_results(strategy.run(exchange))[0].numpy().tolist()
 
 
+def is_from_another_worker(error: tf.errors.OpError) -> bool:
+    """Whether an error may be the echo of another worker's end in a collective operation."""
+    kinds = (
+        tf.errors.UnavailableError,
+        tf.errors.AbortedError,
+        tf.errors.CancelledError,
+        tf.errors.InternalError,
+        tf.errors.DeadlineExceededError,
+    )
+    return isinstance(error, kinds) or "Collective ops is aborted" in str(error)
+
+
 def distribute_dataset(
     strategy: tf.distribute.Strategy,
     make_dataset: Callable[[Sequence[int]], tf.data.Dataset],

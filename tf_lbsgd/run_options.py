@@ -17,6 +17,7 @@ class RunOptions:
         checkpoint: Which one is evaluated or exported, "newest" or "best".
         non_finite: At a loss or gradient that is not finite, "stop" or "skip" the step.
         max_skipped_steps: How many such steps a run may skip in all.
+        step_timeout_secs: When a worker that gets nowhere ends; see `watchdog.Watchdog`.
         startup_timeout: How long workers wait for each other at the start, seconds.
         audit_data: Record which samples each step used, in the run folder's audit/.
     """
@@ -29,5 +30,6 @@ class RunOptions:
     checkpoint: Literal["newest", "best"] = "newest"
     non_finite: Literal["stop", "skip"] = "stop"
     max_skipped_steps: int = 10
+    step_timeout_secs: float = 600.0
     startup_timeout: float = 300.0
     audit_data: bool = False

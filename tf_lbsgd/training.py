@@ -14,12 +14,14 @@ import tensorflow as tf
 from tf_lbsgd import checkpoints, distribution, input_pipeline
 from tf_lbsgd.audit import AuditedModel, AuditLog
 from tf_lbsgd.callbacks import (
+    Activity,
     CheckpointWriter,
     MetricsRecorder,
     MetricsRestorer,
     NonFinitePolicy,
     PreemptionStop,
     ProgressBar,
+    StragglerWatch,
     TensorBoardScalars,
     TrainingPosition,
     WeightAveraging,
@@ -34,6 +36,7 @@ from tf_lbsgd.run_folder import RunFolder, reported_error
 from tf_lbsgd.schedules import create_schedule
 from tf_lbsgd.stops import PreemptionNotice, RunStoppedError
 from tf_lbsgd.trainer import DataParallelModel
+from tf_lbsgd.watchdog import Watchdog, WorkerLostError
 
 # Evaluation takes this many images a replica at a time; it changes the speed, not the outcome.
 _EVALUATION_BATCH_PER_REPLICA = 100
@@ -58,6 +61,7 @@ def run_training(prepared: PreparedRun, notice: PreemptionNotice | None = None) 
     Raises:
         ValueError: the workers, or the newest checkpoint, do not fit; raised before any step.
         PreemptedError: a worker was sent SIGTERM; the step is saved.
+        WorkerLostError: another worker failed or stopped answering; it is named.
         NonFiniteError: see `callbacks.NonFinitePolicy`.
     """
     if prepared.options.deterministic:
@@ -72,13 +76,22 @@ def run_training(prepared: PreparedRun, notice: PreemptionNotice | None = None) 
     strategy = distribution.create_strategy(prepared.cluster)
     notice = notice or PreemptionNotice()
     notice.heed()
-    return train(prepared, strategy, notice)
+    watchdog = Watchdog(run_folder.logs, prepared.cluster, prepared.options.step_timeout_secs)
+    with watchdog:
+        try:
+            return train(prepared, strategy, notice, watchdog)
+        except tf.errors.OpError as error:
+            culprit = watchdog.blame() if distribution.is_from_another_worker(error) else ""
+            if not culprit:
+                raise
+            raise WorkerLostError(culprit) from error
 
 
 def train(
     prepared: PreparedRun,
     strategy: tf.distribute.Strategy,
     notice: PreemptionNotice,
+    watchdog: Watchdog,
 ) -> dict[str, Any]:
     """Builds the model, restores its state, runs the steps that are left, records the outcome."""
     run_folder, plan, options = prepared.run_folder, prepared.plan, prepared.options
@@ -100,7 +113,7 @@ def train(
     if cluster.is_chief:
         checkpoints.clean(run_folder.checkpoints, position.step)
         run_folder.keep_metrics_before(position.epoch)
-    callbacks = create_callbacks(prepared, position, restored, notice, is_chief=cluster.is_chief)
+    callbacks = create_callbacks(prepared, position, restored, notice, watchdog)
     try:
         if not is_evaluated:
             finish_epoch(model, strategy, prepared, position, callbacks, restored)
@@ -225,8 +238,7 @@ def create_callbacks(
     position: TrainingPosition,
     restored: checkpoints.Checkpoint,
     notice: PreemptionNotice,
-    *,
-    is_chief: bool,
+    watchdog: Watchdog,
 ) -> list[keras.callbacks.Callback]:
     """Counting and deciding on every worker; showing, recording and saving on the chief alone."""
     recipe, run_folder, options = prepared.plan.recipe, prepared.run_folder, prepared.options
@@ -237,12 +249,16 @@ def create_callbacks(
         replicas_per_worker=distribution.replicas_per_worker(),
     )
     sums = restored.select("metrics/") if position.step_in_epoch else {}
-    callbacks = [position, MetricsRestorer(sums), policy]
+    activity = Activity(watchdog, position)
+    callbacks = [position, activity, MetricsRestorer(sums), policy]
     if recipe.ema_momentum:
         callbacks.append(WeightAveraging())
-    if is_chief:
-        recorder = MetricsRecorder(run_folder, position, restored.epoch_so_far)
+    if prepared.cluster.is_chief:
+        num_workers = prepared.cluster.num_workers
+        stragglers = StragglerWatch(num_workers) if num_workers > 1 else None
+        recorder = MetricsRecorder(run_folder, position, stragglers, restored.epoch_so_far)
         callbacks += [
+            *([stragglers] if stragglers else []),
             recorder,
             TensorBoardScalars(run_folder, position),
             ProgressBar(position, recipe.epochs),

@@ -190,7 +190,7 @@ def test_terminal_shows_one_table_and_no_chatter(finished):
 
 def test_chatter_is_in_the_log_of_each_worker(finished):
     run_dir, _ = finished
-    logs = sorted((run_dir / "logs").iterdir())
+    logs = sorted((run_dir / "logs").glob("*.log"))
     assert [log.name for log in logs] == ["worker-0.log", "worker-1.log"]
     for log in logs:
         assert "TensorFlow" in log.read_text()

@@ -4,6 +4,7 @@ As on a cluster, where nobody ends the others when one fails.
 """
 
 import contextlib
+import json
 import os
 import re
 import subprocess
@@ -26,20 +27,19 @@ class Workers:
         processes: By task index.
     """
 
-    def __init__(self, run_dir: Path, num_workers: int, flags: tuple[str, ...]) -> None:
+    def __init__(self, run_dir: Path, num_workers: int, command: list[str]) -> None:
         self.run_dir = run_dir
         self._outputs = [run_dir.parent / f"output-{i}" for i in range(num_workers)]
         addresses = tuple(f"localhost:{port}" for port in free_ports(num_workers))
         self.processes = [
-            self._start(Cluster(addresses, index), flags) for index in range(num_workers)
+            self._start(Cluster(addresses, index), command) for index in range(num_workers)
         ]
 
-    def _start(self, cluster: Cluster, flags: tuple[str, ...]) -> subprocess.Popen:
+    def _start(self, cluster: Cluster, command: list[str]) -> subprocess.Popen:
         environment = {**os.environ, "TF_NUM_INTRAOP_THREADS": "1", "OMP_NUM_THREADS": "1"}
         environment.pop("TF_CONFIG", None)
         if cluster.is_multi_worker:
             environment["TF_CONFIG"] = cluster.to_tf_config()
-        command = [sys.executable, "-m", "tf_lbsgd.cli.train", f"--run_dir={self.run_dir}", *flags]
         with self._outputs[cluster.task_index].open("wb") as output:
             return subprocess.Popen(command, env=environment, stdout=output, stderr=output)
 
@@ -76,11 +76,27 @@ class Workers:
         return [p.wait(max(0.1, deadline - time.monotonic())) for p in self.processes]
 
 
-@contextlib.contextmanager
-def training_workers(run_dir: Path, num_workers: int, *flags: str) -> Iterator[Workers]:
+def training_workers(
+    run_dir: Path, num_workers: int, *flags: str
+) -> contextlib.AbstractContextManager[Workers]:
     """Starts the workers of a run; ends those that are left."""
+    command = ["-m", "tf_lbsgd.cli.train", f"--run_dir={run_dir}", *flags]
+    return _workers(run_dir, num_workers, command)
+
+
+def program_workers(
+    program: str, run_dir: Path, num_workers: int, **arguments
+) -> contextlib.AbstractContextManager[Workers]:
+    """Starts programs/PROGRAM.py as each worker; ends those that are left."""
+    path = Path(__file__).parent / "programs" / f"{program}.py"
+    command = [str(path), json.dumps({"run_dir": str(run_dir), **arguments})]
+    return _workers(run_dir, num_workers, command)
+
+
+@contextlib.contextmanager
+def _workers(run_dir: Path, num_workers: int, command: list[str]) -> Iterator[Workers]:
     run_dir.parent.mkdir(parents=True, exist_ok=True)
-    workers = Workers(run_dir, num_workers, flags)
+    workers = Workers(run_dir, num_workers, [sys.executable, *command])
     try:
         yield workers
     finally:

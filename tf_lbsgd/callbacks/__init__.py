@@ -1,21 +1,25 @@
 """Keras callbacks of a run, one a file; all read the same `TrainingPosition`."""
 
+from tf_lbsgd.callbacks.activity import Activity
 from tf_lbsgd.callbacks.checkpoint_writer import CheckpointWriter, MetricsRestorer
 from tf_lbsgd.callbacks.metrics_recorder import MetricsRecorder
 from tf_lbsgd.callbacks.non_finite_policy import NonFinitePolicy
 from tf_lbsgd.callbacks.preemption_stop import PreemptionStop
 from tf_lbsgd.callbacks.progress_bar import ProgressBar
+from tf_lbsgd.callbacks.straggler_watch import StragglerWatch
 from tf_lbsgd.callbacks.tensorboard_scalars import TensorBoardScalars
 from tf_lbsgd.callbacks.training_position import TrainingPosition
 from tf_lbsgd.callbacks.weight_averaging import WeightAveraging
 
 __all__ = [
+    "Activity",
     "CheckpointWriter",
     "MetricsRecorder",
     "MetricsRestorer",
     "NonFinitePolicy",
     "PreemptionStop",
     "ProgressBar",
+    "StragglerWatch",
     "TensorBoardScalars",
     "TrainingPosition",
     "WeightAveraging",

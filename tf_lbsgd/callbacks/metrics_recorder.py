@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 
+from tf_lbsgd.callbacks.straggler_watch import StragglerWatch
 from tf_lbsgd.callbacks.training_position import TrainingPosition
 from tf_lbsgd.run_folder import RunFolder
 
@@ -26,15 +27,21 @@ class MetricsRecorder(keras.callbacks.Callback):
     Args:
         run_folder: Where `metrics.jsonl` lies.
         position: Where in the run we are.
+        stragglers: Who is slow; None: there is one worker.
         epoch_so_far: `epoch_so_far()` of an epoch that was interrupted; empty: there was none.
     """
 
     def __init__(
-        self, run_folder: RunFolder, position: TrainingPosition, epoch_so_far: dict[str, Any]
+        self,
+        run_folder: RunFolder,
+        position: TrainingPosition,
+        stragglers: StragglerWatch | None,
+        epoch_so_far: dict[str, Any],
     ) -> None:
         super().__init__()
         self._run_folder = run_folder
         self._position = position
+        self._stragglers = stragglers
         self._has_head = False
         self._begin(**epoch_so_far)
 
@@ -97,6 +104,9 @@ class MetricsRecorder(keras.callbacks.Callback):
             "validation_images": int(logs["val_images"]),
             **self.epoch_so_far(),
         }
+        if self._stragglers is not None:
+            epoch_metrics["slowest_worker"] = self._stragglers.slowest_worker
+            epoch_metrics["slowest_worker_ratio"] = self._stragglers.slowest_worker_ratio
         self._run_folder.append_metrics(epoch_metrics)
         self.on_train_begin()  # an epoch whose evaluation was interrupted ends before any `fit`
         self._print(" ".join(form for _, form, _ in _COLUMNS).format(**epoch_metrics))

@@ -96,6 +96,9 @@ def define_speed_flags() -> None:
         "non_finite", "stop", ["stop", "skip"], "At a loss or gradient that is not finite."
     )
     flags.DEFINE_integer("max_skipped_steps", 10, "In all, with skip.", lower_bound=0)
+    flags.DEFINE_float(
+        "step_timeout_secs", 600.0, "A worker ends when a step takes longer.", lower_bound=1.0
+    )
     flags.DEFINE_float("startup_timeout", 300.0, "Seconds to wait for workers.", lower_bound=0)
     flags.DEFINE_bool("audit_data", False, "Record which samples each step used.")
 

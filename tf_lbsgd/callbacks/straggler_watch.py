@@ -1,0 +1,73 @@
+"""Names the worker that holds up the others."""
+
+from collections import deque
+from typing import Any
+
+import keras
+import numpy as np
+
+_WINDOW_STEPS = 20
+_MIN_STEPS = 10
+_SLOW_RATIO = 1.3
+_RECOVERED_RATIO = 1.15
+_SLOW_SHARE = 0.75
+_SLOW_SECS = 0.01
+
+
+class StragglerWatch(keras.callbacks.Callback):
+    """Compares how long workers take for their own part of a step, and names a slow one once.
+
+    A worker's time is what it waited for data and computed, without the wait for the others. The
+    medians over the last 20 steps are compared, so single slow steps do not count: a worker is
+    slow at 1.3 times the median of the others, and no longer so below 1.15 times. So that chance
+    is not named, it must also have been the slower one in three steps of four, and by 10 ms.
+
+    Args:
+        num_workers: At least 2.
+
+    Attributes:
+        slowest_worker: Of the last 20 steps; None before the tenth.
+        slowest_worker_ratio: Its time over the median of the others'.
+    """
+
+    def __init__(self, num_workers: int) -> None:
+        super().__init__()
+        self._num_workers = num_workers
+        self._seconds: deque[np.ndarray] = deque(maxlen=_WINDOW_STEPS)
+        self._named: int | None = None
+        self.slowest_worker: int | None = None
+        self.slowest_worker_ratio: float | None = None
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Takes a step into account, and prints a line when another worker than before is slow."""
+        report = self.model.step_record.report()
+        by_replica = np.stack([report.data_seconds, report.compute_seconds])
+        # [2, num_workers]: a worker is as slow as its slowest replica.
+        self._seconds.append(by_replica.reshape(2, self._num_workers, -1).max(axis=2))
+        if len(self._seconds) < _MIN_STEPS:
+            return
+        medians = np.median(self._seconds, axis=0)
+        totals = [data + compute for data, compute in self._seconds]  # [num_workers] a step
+        seconds = np.median(totals, axis=0)
+        slowest = int(np.argmax(seconds))
+        others = float(np.median(np.delete(seconds, slowest)))
+        is_slower = [step[slowest] > np.median(np.delete(step, slowest)) for step in totals]
+        self.slowest_worker = slowest
+        self.slowest_worker_ratio = float(seconds[slowest]) / max(others, 1e-9)
+        if self.slowest_worker_ratio < _RECOVERED_RATIO:
+            self._named = None
+            return
+        is_slow = (
+            self.slowest_worker_ratio >= _SLOW_RATIO
+            and np.mean(is_slower) >= _SLOW_SHARE
+            and seconds[slowest] - others >= _SLOW_SECS
+        )
+        if is_slow and slowest != self._named:
+            self._named = slowest
+            data, compute = medians[:, slowest]
+            print(
+                f"Worker {slowest} is slow: {self.slowest_worker_ratio:.2f} times the others' "
+                f"{others:.3f} s a step; it waits {data:.3f} s for data and computes "
+                f"{compute:.3f} s.",
+                flush=True,
+            )
