@@ -101,6 +101,29 @@ def test_every_kind_of_file_becomes_the_rgb_that_pillow_reads(tmp_path, file_nam
     assert np.abs(images[0] - expected).max() <= 1  # 0, unless the two libjpegs differ
 
 
+def test_oblong_files_have_their_sides_the_right_way_round(tmp_path):
+    """The same pixels in three forms, of which each finds height and width in its own way."""
+    picture = smooth_picture(90, 40)
+    save(tmp_path / "train/c/1.png", picture)
+    save(tmp_path / "train/c/2.png", picture, format="BMP")
+    save(tmp_path / "train/c/3.jpg", picture, quality=100, subsampling=0)
+    images, _ = loaded(open_source(f"folder:{tmp_path}", None, 20, "train"))
+    png, bmp, jpeg = images.astype(np.int32)
+    np.testing.assert_array_equal(png, bmp)
+    assert np.abs(png - jpeg).max() <= 4  # of best quality
+
+
+def test_orientation_tags_are_ignored(tmp_path):
+    """As in ImageNet's usual preparation; Pillow itself does so unless asked."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "rotate by 90 degrees"
+    picture = smooth_picture(48, 48)
+    save(tmp_path / "train/c/1.jpg", picture, quality=90)
+    save(tmp_path / "train/c/2.jpg", picture, quality=90, exif=exif)
+    images, _ = loaded(open_source(f"folder:{tmp_path}", None, 48, "train"))
+    np.testing.assert_array_equal(images[0], images[1])
+
+
 # Sizes of which every edge of Pillow's crop falls on a whole pixel of the original. With others the
 # two crops lie up to half a pixel apart, as both round.
 @pytest.mark.parametrize("size", [(256, 256), (512, 640), (640, 512), (384, 480)])

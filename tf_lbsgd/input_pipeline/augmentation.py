@@ -155,12 +155,12 @@ def center_crop_box(height: int | tf.Tensor, width: int | tf.Tensor, image_size:
     not cropped: a folder of 32 x 32 images stays 32 x 32.
 
     Args:
-      height: Image height in pixels, int32 [].
-      width: Image width in pixels, int32 [].
+      height: Image height in pixels, int32 [...].
+      width: Image width in pixels, int32 [...].
       image_size: Side of the square that is delivered.
 
     Returns:
-      int32 [4], (y, x, side, side).
+      int32 [..., 4], (y, x, side, side).
     """
     height, width = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
     short_side = tf.minimum(height, width)
