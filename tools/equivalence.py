@@ -185,13 +185,13 @@ def write_perturbed_start(run_dir: Path, recipe: Recipe, seed: int) -> None:
     model = training.create_model(recipe, prepared.train)
     training.compile_for_training(model, prepared.plan)
     model.optimizer.build(model.trainable_variables)
-    trainable = {v.path for v in model.trainable_variables}
+    trainable = {id(variable) for variable in model.trainable_variables}
     random = np.random.default_rng(seed)
     arrays = {}
     state = checkpoints.state_variables(model) | checkpoints.step_count_variables(model)
     for name, variable in state.items():
         arrays[name] = variable.numpy()
-        if variable.path in trainable:
+        if id(variable) in trainable:
             towards = random.choice(np.array([-np.inf, np.inf], "float32"), variable.shape)
             arrays[name] = np.nextafter(arrays[name], towards)
     RunFolder(run_dir).claim(recipe)
