@@ -224,6 +224,24 @@ def test_reads_the_environment(environ, expected):
 
 
 @pytest.mark.parametrize(
+    "variable",
+    [("WORLD_SIZE", "8"), ("OMPI_COMM_WORLD_SIZE", "2"), ("PMI_SIZE", "2"),
+     ("MPI_LOCALNRANKS", "2"), ("JOB_COMPLETION_INDEX", "0")],
+    ids=["torchrun", "Open MPI", "MPICH", "Hydra", "Kubernetes"],
+)  # fmt: skip
+def test_one_of_several_does_not_train_alone(variable):
+    name, value = variable
+    with pytest.raises(ClusterError, match=f"{name}={value}"):
+        Cluster.from_environment({name: value})
+    one = tf_config({"worker": ["a:1"]}, worker(0))
+    assert Cluster.from_environment({name: value, "TF_CONFIG": one}) == Cluster(("a:1",))
+
+
+def test_one_of_one_is_alone():
+    assert Cluster.from_environment({"WORLD_SIZE": "1", "PMI_SIZE": ""}) == Cluster()
+
+
+@pytest.mark.parametrize(
     ("changes", "named"),
     [
         pytest.param({"TF_CONFIG": "{}"}, "`cluster`", id="TF_CONFIG does not fall through"),

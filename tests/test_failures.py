@@ -20,6 +20,15 @@ ZeroDivisionError: division by zero
 Failed: ZeroDivisionError: division by zero (the log has all of it)
 E0000 Polled an error from coordination service: heartbeat timeout
 """
+BLAMED = """Traceback (most recent call last):
+tensorflow.python.framework.errors_impl.InternalError: Graph execution error:
+
+The above exception was the direct cause of the following exception:
+
+Traceback (most recent call last):
+tf_lbsgd.watchdog.WorkerLostError: worker 1 (b:2) stopped answering after step 7, while training.
+Failed: WorkerLostError: worker 1 (b:2) stopped answering (the log has all of it)
+"""
 REFUSED = """Traceback (most recent call last):
 tf_lbsgd.preflight.PreflightError: Worker 1 differs
 Error: Worker 1 differs
@@ -45,6 +54,7 @@ def ending(tmp_path):
         pytest.param(0, "", Cause.DONE, id="done"),
         pytest.param(1, RAISED, Cause.RAISED, id="its own exception"),
         pytest.param(1, LOST, Cause.LOST_PEER, id="a collective that was aborted"),
+        pytest.param(1, BLAMED, Cause.LOST_PEER, id="a peer that the watchdog lost"),
         pytest.param(2, REFUSED, Cause.RAISED, id="a refusal"),
         pytest.param(-signal.SIGKILL, LOST, Cause.KILLED, id="SIGKILL"),
         pytest.param(-signal.SIGSEGV, "", Cause.KILLED, id="a crash"),

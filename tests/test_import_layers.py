@@ -10,7 +10,7 @@ PACKAGE = Path(tf_lbsgd.__file__).parent
 # From the top down; modules of one layer do not import each other.
 LAYERS = (
     ("cli",),
-    ("export",),
+    ("export", "checkup"),
     ("evaluation",),
     ("training", "supervision", "report"),
     ("audit", "preparation", "launcher"),

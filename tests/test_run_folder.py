@@ -68,10 +68,45 @@ def test_another_recipe_is_refused_and_the_fields_named(run_folder, changes, lin
     assert named == lines
 
 
-def test_a_file_in_the_way_is_refused(tmp_path):
-    (tmp_path / "run").touch()
-    with pytest.raises(ValueError, match=r"not a folder\. Received: run_dir=.*run Expected: "):
-        RunFolder(tmp_path / "run").check(RECIPE)
+@pytest.mark.parametrize("name", ["run", "run/of/mine", "."])
+def test_a_file_in_the_way_is_refused(tmp_path, name):
+    in_the_way = tmp_path / ("logs" if name == "." else "run")
+    in_the_way.touch()
+    with pytest.raises(ValueError, match=rf"not a folder\. .*{in_the_way} is a file\. Expected: "):
+        RunFolder(tmp_path / name).check(RECIPE)
+
+
+@pytest.fixture
+def without_privileges():
+    """As an ordinary user, whom permissions hold back."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    yield
+    os.seteuid(user)
+
+
+@pytest.mark.parametrize(("name", "blocked"), [("run", "run"), ("run/new", "run"), (".", "logs")])
+@pytest.mark.parametrize("mode", [0o555, 0o000])
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path, name, blocked, mode, request):
+    tmp_path.chmod(0o777)
+    (tmp_path / blocked).mkdir()
+    (tmp_path / blocked).chmod(mode)
+    for parent in tmp_path.parents:
+        if not parent.stat().st_mode & 0o001:  # pytest's folders are for their owner alone
+            parent.chmod(0o755)
+    request.getfixturevalue("without_privileges")
+    refusal = rf"cannot be written\. .*{tmp_path / blocked} is read-only"
+    with pytest.raises(ValueError, match=refusal):
+        RunFolder(tmp_path / name).check(RECIPE)
+
+
+def test_the_newest_checkpoint_is_that_with_a_manifest(run_folder):
+    assert run_folder.newest_checkpoint_step() == 0
+    run_folder.checkpoints.mkdir()
+    for name in ("step-000000009.json", "step-000000012.json", "step-000000020.npz", "best.json"):
+        (run_folder.checkpoints / name).touch()
+    assert run_folder.newest_checkpoint_step() == 12
 
 
 def test_metrics_are_read_as_they_were_written(run_folder):

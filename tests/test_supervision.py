@@ -190,11 +190,3 @@ def test_a_notice_during_the_delay_ends_it(folder):
         supervise(folder, "sys.exit(1 + index * 0)", max_restarts=10, notice=notice)
     assert attempts(folder) <= 2
     timer.join()
-
-
-def test_newest_checkpoint_step(folder):
-    assert folder.newest_checkpoint_step() == 0
-    folder.checkpoints.mkdir()
-    for name in ("step-000000009.json", "step-000000012.json", "step-000000020.npz", "best.json"):
-        (folder.checkpoints / name).touch()
-    assert folder.newest_checkpoint_step() == 12

@@ -17,6 +17,10 @@ from typing import Any
 DEFAULT_PORT = 12345
 PORT_VARIABLE = "LBSGD_PORT"
 
+# How others who start several processes say so: their number, or an index that only some have.
+_SIZE_VARIABLES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS")
+_INDEX_VARIABLES = ("JOB_COMPLETION_INDEX",)
+
 # A host name, an IPv4 address or a bracketed IPv6 address, then a port.
 _ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.%]+\]|[^\s:/\[\]]+):([0-9]{1,5})")
 _HIGHEST_PORT = 65535
@@ -86,7 +90,8 @@ class Cluster:
         An empty TF_CONFIG counts as absent. `{}` does not: it is an error.
 
         Raises:
-            ClusterError: when the variable that applies is malformed.
+            ClusterError: when the variable that applies is malformed, or this process is one of
+                several whose addresses it was not told: each would train alone.
         """
         if tf_config := environ.get("TF_CONFIG"):
             return cls.from_tf_config(tf_config)
@@ -94,6 +99,7 @@ class Cluster:
         num_tasks = environ.get("SLURM_STEP_NUM_TASKS") or environ.get("SLURM_NTASKS") or "1"
         if "SLURM_PROCID" in environ and _parse_count("SLURM_NTASKS", num_tasks) > 1:
             return _from_slurm(environ, int(num_tasks))
+        _check_is_alone(environ)
         return cls()
 
     @classmethod
@@ -161,6 +167,19 @@ def _expand_ranges(ranges: str) -> list[str]:
             raise ClusterError("Correct the SLURM node list.", part, 'a range like "01-03" or "07"')
         numbers += [f"{n:0{len(first)}d}" for n in range(int(first), int(last or first) + 1)]
     return numbers
+
+
+def _check_is_alone(environ: Mapping[str, str]) -> None:
+    """Refuses a process that is one of several, as MPI, torchrun or Kubernetes start them."""
+    found = [name for name in _SIZE_VARIABLES if environ.get(name, "1") not in ("", "0", "1")]
+    found += [name for name in _INDEX_VARIABLES if name in environ]
+    if found:
+        raise ClusterError(
+            "This process is one of several, and TF_CONFIG does not tell it the others: each would "
+            "train a model of its own. Set TF_CONFIG, with one worker if that is meant.",
+            f"{found[0]}={environ[found[0]]}",
+            '{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}',
+        )
 
 
 def _from_slurm(environ: Mapping[str, str], num_tasks: int) -> Cluster:

@@ -15,9 +15,9 @@ _TRACEBACK_LINES = 100
 _LOG_TAIL_LINES = 20
 _KILLED_LOG_TAIL_LINES = 5
 
-# How TensorFlow says that the fault is another worker's: collectives, gRPC, coordination service.
+# How a worker says that the fault is another's: our watchdog, collectives, gRPC, coordination.
 _LOST_PEER = re.compile(
-    r"\b(Unavailable|Aborted|Cancelled|DeadlineExceeded)Error\b"
+    r"\b(WorkerLost|Unavailable|Aborted|Cancelled|DeadlineExceeded)Error\b"
     r"|Collective ops is aborted|heartbeat timeout|Polled an error from coordination service"
     r"|Connection (reset|refused)|Socket closed",
     re.IGNORECASE,

@@ -5,11 +5,13 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import shutil
 from pathlib import Path
 from typing import Literal
 
 from tf_lbsgd import distribution, input_pipeline, preflight
 from tf_lbsgd.cluster import Cluster
+from tf_lbsgd.models.resnet import num_values
 from tf_lbsgd.plan import Plan
 from tf_lbsgd.recipe import Recipe
 from tf_lbsgd.run_folder import RunFolder
@@ -76,7 +78,34 @@ def prepare_run(
         num_train_examples=train.num_examples,
         num_replicas=cluster.num_workers * distribution.replicas_per_worker(),
     )
-    return PreparedRun(plan, cluster, train, validation, run_folder, options)
+    prepared = PreparedRun(plan, cluster, train, validation, run_folder, options)
+    check_disk_space(prepared)
+    return prepared
+
+
+def check_disk_space(prepared: PreparedRun) -> None:
+    """Refuses a disk that cannot hold two checkpoints: one stays while the next is written.
+
+    Raises:
+        ValueError: says how much is free and how much is needed.
+    """
+    needed = checkpoint_bytes(prepared.plan.recipe, prepared.train)
+    folder = prepared.run_folder.checkpoints
+    missing = max(1, 2 - len(list(folder.glob("step-*.npz"))))
+    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    free = shutil.disk_usage(existing).free
+    if free < missing * needed:
+        raise ValueError(
+            f"The disk has no space for checkpoints. Received: {free / 2**20:,.0f} MiB free under "
+            f"{existing} Expected: {missing * needed / 2**20:,.0f} MiB, for {missing} of "
+            f"{needed / 2**20:,.0f} MiB; make space, or choose another --run_dir."
+        )
+
+
+def checkpoint_bytes(recipe: Recipe, source: input_pipeline.Source) -> int:
+    """Returns the size of a checkpoint: float32 weights, statistics, momentum and averages."""
+    copies = 3 if recipe.ema_momentum else 2
+    return 4 * copies * num_values(recipe.model, source.num_classes, source.image_shape[-1])
 
 
 def agree_with_other_workers(prepared: PreparedRun) -> None:

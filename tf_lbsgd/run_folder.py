@@ -40,16 +40,12 @@ class RunFolder:
         self._result = self.path / "result.json"
 
     def check(self, recipe: Recipe) -> None:
-        """Refuses a folder that belongs to another recipe.
+        """Refuses a folder that belongs to another recipe, or that cannot be written.
 
         Raises:
-            ValueError: names the fields that differ, or the file that blocks the path.
+            ValueError: names the fields that differ, or the file or folder in the way.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise ValueError(
-                f"The run folder is not a folder. Received: run_dir={self.path} "
-                "Expected: a folder, or a path where one can be made."
-            )
+        self.check_writable()
         if not self._recipe.exists():
             return
         differences = recipe.differences(self.read_recipe())
@@ -59,6 +55,26 @@ class RunFolder:
                 + "\n  ".join(differences)
                 + "\nExpected: the same recipe, which continues that run, or another --run_dir."
             )
+
+    def check_writable(self) -> None:
+        """Refuses a folder where this user cannot write, or make it.
+
+        Raises:
+            ValueError: names the file or folder in the way.
+        """
+        for folder in (self.logs, self.checkpoints):
+            existing = next(p for p in (folder, *folder.absolute().parents) if os.path.exists(p))
+            if not existing.is_dir():
+                raise ValueError(
+                    f"The run folder is not a folder. Received: run_dir={self.path}, where "
+                    f"{existing} is a file. Expected: a folder, or a path where one can be made."
+                )
+            if not os.access(existing, os.W_OK | os.X_OK, effective_ids=True):
+                raise ValueError(
+                    f"The run folder cannot be written. Received: run_dir={self.path}, where "
+                    f"{existing} is read-only for this user or on this disk. Expected: a folder "
+                    "that may be written, or a path where one can be made."
+                )
 
     def claim(self, recipe: Recipe) -> None:
         """Makes the folder and writes `recipe.json`, once."""

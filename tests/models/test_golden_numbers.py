@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tf_lbsgd.models import resnet
+from tf_lbsgd.models.resnet import num_values
 from tf_lbsgd.plan import Plan
 from tf_lbsgd.recipe import Recipe
 from tf_lbsgd.schedules import WarmupPiecewiseConstantDecay
@@ -60,13 +61,16 @@ def test_complexity_is_what_pycls_counts(golden):
 def test_parameters_with_batch_normalization_statistics(golden):
     model = resnet(golden["model"], IMAGENET_CLASSES, IMAGENET_SHAPE)
     assert count(model.weights) == golden["total"]
+    assert num_values(golden["model"], IMAGENET_CLASSES, 3) == golden["total"]
 
 
 @by_model("rounded_parameters")
 def test_parameters_of_the_cifar_models(golden):
     # Their shortcuts pad by zeros where the shape changes. Ours project, here:
     projections = (16 * 32 + 2 * 32) + (32 * 64 + 2 * 64)
-    trainable = count(resnet(golden["model"], CIFAR_CLASSES, CIFAR_SHAPE).trainable_weights)
+    model = resnet(golden["model"], CIFAR_CLASSES, CIFAR_SHAPE)
+    trainable = count(model.trainable_weights)
+    assert num_values(golden["model"], CIFAR_CLASSES, 3) == count(model.weights)
     assert round((trainable - projections) / 1e6, 2) == golden["millions"]
 
 

@@ -15,6 +15,7 @@ def main(_: list[str]) -> None:
     process.end_with_launcher()
     run_folder = RunFolder(flag_definitions.require_run_dir())
     run_folder.read_recipe()
+    run_folder.check_writable()  # its log
     cluster = Cluster.from_environment()
     process.send_standard_error_to(run_folder.log(cluster.task_index))
 

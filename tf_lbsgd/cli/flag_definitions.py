@@ -4,8 +4,6 @@ Only this package touches absl flags: libraries take parameters.
 """
 
 import dataclasses
-import os
-from pathlib import Path
 
 from absl import flags
 
@@ -26,9 +24,9 @@ _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Recipe)}
 
 
 def define_flags_of(binary: str) -> None:
-    """Defines the flags of a binary that works in a run folder: train or evaluate."""
+    """Defines the flags of a binary that works in a run folder: train, doctor or evaluate."""
     define_place_flags()
-    if binary == "train":
+    if binary in ("train", "doctor"):
         define_recipe_flags()
         define_speed_flags()
     else:
@@ -108,7 +106,7 @@ def define_launcher_flags() -> tuple[str, ...]:
     flags.DEFINE_integer(
         "num_workers", 2, "Worker processes; on the CPU if GPUs are fewer.", lower_bound=1
     )
-    flags.DEFINE_enum("binary", "train", ["train", "evaluate"], "What the workers run.")
+    flags.DEFINE_enum("binary", "train", ["train", "evaluate", "doctor"], "What the workers run.")
     flags.DEFINE_integer("max_restarts", 0, "In a row, without a newer checkpoint.", lower_bound=0)
     flags.DEFINE_float("grace_secs", 30.0, "For workers to save after SIGTERM.", lower_bound=0)
     flags.DEFINE_bool(
@@ -158,19 +156,12 @@ def require_run_dir() -> str:
     """Returns --run_dir.
 
     Raises:
-        ValueError: it was not given, or nobody could make a folder there.
+        ValueError: it was not given.
     """
     if not FLAGS.run_dir:
         raise ValueError(
             "No run folder. Received: no --run_dir. Expected: --run_dir=runs/NAME, a folder to "
             "make or to continue."
-        )
-    path = Path(FLAGS.run_dir).absolute()
-    existing = next(p for p in (path, *path.parents) if os.path.exists(p))
-    if not existing.is_dir():
-        raise ValueError(
-            f"The run folder is not a folder. Received: run_dir={FLAGS.run_dir}, where {existing} "
-            "is a file. Expected: a folder, or a path where one can be made."
         )
     return FLAGS.run_dir
 

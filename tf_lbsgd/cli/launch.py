@@ -29,7 +29,11 @@ def main(argv: list[str]) -> None:
     process.parse_flags(argv)  # what follows `--`
     run_folder = RunFolder(flag_definitions.require_run_dir())
     options = flag_definitions.run_options_from_flags()
-    recipe = flag_definitions.recipe_from_flags() if binary == "train" else run_folder.read_recipe()
+    if binary == "train":
+        recipe = flag_definitions.recipe_from_flags()
+    elif binary == "evaluate":
+        run_folder.read_recipe()
+    run_folder.check_writable()
     if own["isolate_network"]:
         network_namespace.try_to_isolate()  # now: TensorFlow's threads would stay outside
     with process.hold_standard_error():

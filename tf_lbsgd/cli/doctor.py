@@ -1,0 +1,41 @@
+"""Makes the checks of `train` and starts nothing; prints each, and what to do if it fails.
+
+    python -m tf_lbsgd.cli.doctor --flagfile=flags/quickstart.flags --run_dir=runs/quickstart
+    python -m tf_lbsgd.cli.launch --num_workers=2 --binary=doctor -- --flagfile=... --run_dir=...
+
+Takes the flags of `train`, and exits with 0 if that would start, else with 2. On a cluster start it
+as you would start `train`: the workers meet, and part again.
+"""
+
+import sys
+
+from tf_lbsgd.cli import flag_definitions, process
+
+
+def main(_: list[str]) -> None:
+    """Prints the findings of a `Checkup`."""
+    process.end_with_launcher()
+    run_dir = flag_definitions.require_run_dir()
+    are_ok = True
+    with process.hold_standard_error():
+        from tf_lbsgd.checkup import Checkup
+
+        checkup = Checkup(
+            flag_definitions.recipe_from_flags, run_dir, flag_definitions.run_options_from_flags()
+        )
+        for finding in checkup.findings():
+            print(f"{'ok' if finding.is_ok else 'FAILED':<7} {finding.check:<18} {finding.text}")
+            sys.stdout.flush()
+            are_ok &= finding.is_ok
+    if not are_ok:
+        sys.exit(process.MISCONFIGURED)
+
+
+def run() -> None:
+    """Entry point of `lbsgd-doctor`."""
+    flag_definitions.define_flags_of("doctor")
+    process.run_binary(main)
+
+
+if __name__ == "__main__":
+    run()
