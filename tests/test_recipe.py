@@ -215,6 +215,7 @@ def test_digest_depends_on_every_field_and_not_on_number_types():
         "dataset": "tfds:imagenet2012",
         "image_size": 224,
         "augmentation": "none",
+        "shuffle_buffer": 7,
         "global_batch_size": 512,
         "micro_batch_size": 64,
         "batch_growth_epochs": (31,),

@@ -156,5 +156,10 @@ def open_split(
 ) -> input_pipeline.Source:
     """Opens the training or the validation images of a recipe's data set."""
     return input_pipeline.open_source(
-        recipe.dataset, data_dir=options.data_dir, image_size=recipe.image_size, split=split
+        recipe.dataset,
+        data_dir=options.data_dir,
+        image_size=recipe.image_size,
+        split=split,
+        shuffle_buffer=recipe.shuffle_buffer,
+        keep_in_memory=options.keep_in_memory,
     )

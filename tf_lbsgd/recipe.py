@@ -13,7 +13,7 @@ from typing import Any
 
 MODELS = ("resnet50", "resnet101", "resnet152", "resnet8", "resnet20", "resnet56")
 NAMED_DATASETS = ("fashion_mnist_10k", "fashion_mnist")
-DATASET_SCHEMES = ("folder", "tfrecord", "tfds", "synthetic")
+DATASET_SCHEMES = ("folder", "tfrecord", "arrayrecord", "tfds", "synthetic")
 AUGMENTATIONS = ("auto", "none", "pad_crop", "random_resized_crop")
 OPTIMIZERS = ("momentum", "lars")
 WARMUPS = ("gradual", "constant", "none")
@@ -62,11 +62,12 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "model": _one_of(MODELS),
     "dataset": (
         _is_dataset,
-        f"one of {', '.join(NAMED_DATASETS)}, folder:PATH, tfrecord:PATH, tfds:NAME, "
-        "synthetic:SHAPE",
+        f"one of {', '.join(NAMED_DATASETS)}, folder:PATH, tfrecord:PATH, arrayrecord:PATH, "
+        "tfds:NAME, synthetic:SHAPE",
     ),
     "image_size": _integer_from(1),
     "augmentation": _one_of(AUGMENTATIONS),
+    "shuffle_buffer": _integer_from(1),
     "global_batch_size": _integer_from(1),
     "micro_batch_size": _integer_from(1),
     "epochs": _integer_from(1),
@@ -126,9 +127,11 @@ class Recipe:
     Attributes:
         model: one of `MODELS`.
         dataset: `fashion_mnist_10k`, `fashion_mnist`, `folder:PATH`, `tfrecord:PATH`,
-            `tfds:NAME` or `synthetic:SHAPE`.
+            `arrayrecord:PATH`, `tfds:NAME` or `synthetic:SHAPE`.
         image_size: side of the square input, pixels; None is the data set's natural size.
         augmentation: one of `AUGMENTATIONS`; "auto" lets the data set choose.
+        shuffle_buffer: records to choose from, of data that can only be streamed; others are
+            shuffled exactly.
         global_batch_size: the paper's kn, images a weight update.
         micro_batch_size: the paper's n, images that share one batch-norm statistic.
         batch_growth_epochs: epochs at which kn grows and the rate stays: Smith et al. 2017,
@@ -164,6 +167,7 @@ class Recipe:
     dataset: str
     image_size: int | None = None
     augmentation: str = "auto"
+    shuffle_buffer: int = 10_000
     global_batch_size: int = 256
     micro_batch_size: int = 32
     batch_growth_epochs: tuple[int, ...] = ()

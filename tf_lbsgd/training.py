@@ -337,6 +337,7 @@ def training_dataset(
         lambda replica_ids: input_pipeline.training_dataset(
             prepared.train,
             global_batch_size=phase.global_batch_size,
+            micro_batch_size=prepared.plan.recipe.micro_batch_size,
             num_replicas=strategy.num_replicas_in_sync,
             replica_ids=list(replica_ids),
             seed=prepared.plan.recipe.seed,
@@ -344,6 +345,7 @@ def training_dataset(
             # The pipeline counts steps as if kn had been that of this phase from the start.
             start_step=position.epoch * phase.steps_per_epoch + position.step_in_epoch,
             with_ids=prepared.options.audit_data,
+            num_threads=prepared.options.input_threads,
         ),
     )
 

@@ -174,6 +174,7 @@ def ours(dataset: str, image_size: int, batch_size: int, cores: int) -> Iterator
         input_pipeline.training_dataset(
             source,
             global_batch_size=batch_size,
+            micro_batch_size=batch_size,
             num_replicas=1,
             replica_ids=[0],
             seed=0,

@@ -105,6 +105,7 @@ def batches(
     dataset = input_pipeline.training_dataset(
         source,
         global_batch_size=batch_size(recipe),
+        micro_batch_size=recipe.micro_batch_size,
         num_replicas=1,
         replica_ids=[0],
         seed=recipe.seed + 1,  # not the order that led to the checkpoint

@@ -203,6 +203,7 @@ def test_training_batches_do_not_depend_on_the_number_of_replicas(folder, num_re
         dataset = training_dataset(
             source,
             global_batch_size=6,
+            micro_batch_size=2,
             num_replicas=num_replicas,
             replica_ids=range(num_replicas),
             seed=1,

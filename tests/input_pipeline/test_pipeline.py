@@ -22,6 +22,7 @@ def training_steps(name, augmentation, num_replicas, num_steps, **options):
     dataset = training_dataset(
         open_source(name, None, None, "train"),
         global_batch_size=24,
+        micro_batch_size=2,
         num_replicas=num_replicas,
         replica_ids=range(num_replicas),
         **{"seed": 3, "augmentation": augmentation, **options},
@@ -55,7 +56,7 @@ def test_seed_changes_order_and_crops():
 def test_batches_hold_the_samples_of_the_id_stream():
     source = open_source("synthetic:4x4x1x10x100", None, None, "train")
     arguments = {"global_batch_size": 20, "num_replicas": 2, "replica_ids": [1], "seed": 9}
-    batches = training_dataset(source, augmentation="none", **arguments)
+    batches = training_dataset(source, augmentation="none", micro_batch_size=1, **arguments)
     ids = training_ids(source.num_examples, *arguments.values())
     for (_, labels), (_, expected) in zip(
         batches.take(12).as_numpy_iterator(), ids.take(12).as_numpy_iterator(), strict=True
@@ -67,6 +68,7 @@ def test_training_spec():
     dataset = training_dataset(
         open_source("fashion_mnist_10k", None, None, "train"),
         global_batch_size=128,
+        micro_batch_size=2,
         num_replicas=4,
         replica_ids=[1, 3],
         seed=0,

@@ -39,11 +39,12 @@ def define_recipe_flags() -> None:
     flags.DEFINE_string(
         "dataset",
         None,
-        "fashion_mnist_10k (bundled), fashion_mnist, folder:PATH, tfrecord:PATH, tfds:NAME or "
-        "synthetic:HEIGHTxWIDTHxCHANNELS.",
+        "fashion_mnist_10k (bundled), fashion_mnist, folder:PATH, tfrecord:PATH, arrayrecord:PATH, "
+        "tfds:NAME or synthetic:HEIGHTxWIDTHxCHANNELS.",
     )
     flags.DEFINE_integer("image_size", None, "Side of the square input, pixels.")
     _define_enum("augmentation", AUGMENTATIONS, "Augmentation.")
+    _define_integer("shuffle_buffer", "Records to choose from, where data can only be streamed.")
     _define_integer("global_batch_size", "Images a weight update: kn.")
     _define_integer("micro_batch_size", "Images that share batch-norm statistics: n.")
     flags.DEFINE_list("batch_growth_epochs", [], "Epochs where kn grows and the rate stays.")
@@ -99,6 +100,10 @@ def define_speed_flags() -> None:
     )
     flags.DEFINE_float("startup_timeout", 300.0, "Seconds to wait for workers.", lower_bound=0)
     flags.DEFINE_bool("audit_data", False, "Record which samples each step used.")
+    flags.DEFINE_bool("keep_in_memory", False, "Keep encoded images after their first read.")
+    flags.DEFINE_integer(
+        "input_threads", None, "That read and decode. [TensorFlow's own]", lower_bound=1
+    )
 
 
 def define_launcher_flags() -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tf_lbsgd.input_pipeline.augmentation import augment_batch
 from tf_lbsgd.input_pipeline.idx_files import read_fashion_mnist
-from tf_lbsgd.input_pipeline.sources import BatchLoader, Source
+from tf_lbsgd.input_pipeline.sources import BatchLoader, IndexedSource
 
 _FASHION_MNIST = pathlib.Path(__file__).with_name("fashion_mnist_10k.npz")
 _FASHION_MNIST_CLASSES = (
@@ -25,7 +25,7 @@ _FASHION_MNIST_CLASSES = (
 )
 
 
-class ArraySource(Source):
+class ArraySource(IndexedSource):
     """Two NumPy arrays; sample i is row i."""
 
     default_augmentation = "pad_crop"

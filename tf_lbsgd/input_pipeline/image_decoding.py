@@ -1,7 +1,6 @@
 """Encoded images (JPEG, PNG) to the uint8 images that a network takes."""
 
 import abc
-from collections.abc import Callable
 
 import tensorflow as tf
 
@@ -13,7 +12,8 @@ from tf_lbsgd.input_pipeline.augmentation import (
     random_resized_crop_box,
 )
 from tf_lbsgd.input_pipeline.random_numbers import per_sample_uniform
-from tf_lbsgd.input_pipeline.sources import BatchLoader, Source
+from tf_lbsgd.input_pipeline.records import Records, read_records
+from tf_lbsgd.input_pipeline.sources import BatchLoader, IndexedSource
 
 CHANNELS = 3
 
@@ -28,10 +28,7 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_WIDTH_AT = 16  # bytes from the start; its height follows (PNG specification, 11.2.1)
 
 
-EncodedLoader = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
-
-
-class EncodedImages(Source):
+class EncodedImages(IndexedSource):
     """Images that are stored as JPEG or PNG files, and decoded when they are used.
 
     They are delivered as RGB whatever they are stored as (greyscale, palette, CMYK), square,
@@ -41,17 +38,36 @@ class EncodedImages(Source):
 
     default_augmentation = "random_resized_crop"
 
+    def __init__(self, records: Records, class_names: tuple[str, ...], image_size: int):
+        """Describes the images; reads none.
+
+        Args:
+          records: Where the images are; record i is sample i.
+          class_names: One a label.
+          image_size: Side of the square that is delivered, in pixels.
+        """
+        self.records = records
+        self.num_examples = len(records)
+        self.class_names = class_names
+        self.image_shape = (image_size, image_size, CHANNELS)
+
     @abc.abstractmethod
-    def encoded_loader(self) -> EncodedLoader:
-        """Builds the graph function from ids int64 [m] to encoded images string [m] and labels
-        int32 [m]; m may be zero."""
+    def parse(self, ids: tf.Tensor, records: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Takes records apart; a graph operation.
+
+        Args:
+          ids: int64 [m]; m may be zero.
+          records: string [m].
+
+        Returns:
+          Encoded images string [m], and labels int32 [m].
+        """
 
     def batch_loader(self, *, augmentation: str, seed: int) -> BatchLoader:
         """Reads a batch, then decodes, crops and resizes its images in parallel."""
-        load_encoded = self.encoded_loader()
 
         def load(epoch: tf.Tensor, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            encoded, labels = load_encoded(ids)
+            encoded, labels = self.parse(ids, read_records(self.records, ids))
             images = decode_batch(
                 encoded,
                 self.image_shape[0],

@@ -4,9 +4,11 @@ import os
 import pathlib
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import tensorflow as tf
 
-from tf_lbsgd.input_pipeline.image_decoding import CHANNELS, EncodedImages, EncodedLoader
+from tf_lbsgd.input_pipeline.image_decoding import EncodedImages
+from tf_lbsgd.input_pipeline.records import Records
 
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _SPLIT_FOLDERS = {"train": ("train",), "validation": ("validation", "val", "test")}
@@ -15,7 +17,6 @@ _LAYOUT = (
     "(or val, or test; .jpeg and .png too)."
 )
 
-_FILES_AT_ONCE = 64  # being read
 _SIZES_IN_MANIFEST = 1000
 
 
@@ -23,7 +24,8 @@ class ImageFolder(EncodedImages):
     """PATH/SPLIT/CLASS/*.jpg; classes and files in the order of their names.
 
     Attributes:
-      files: (path, label) of the images, in the order of the sample ids.
+      paths: The images, in the order of the sample ids.
+      labels: int32 [num_examples].
     """
 
     def __init__(self, path: str, split: str, image_size: int):
@@ -39,34 +41,49 @@ class ImageFolder(EncodedImages):
             classes.
         """
         folder = _split_folder(path, split)
-        self.class_names = tuple(_class_names(folder))
-        _check_same_classes(folder, self.class_names, path)
-        files_of_classes = [_image_files(folder / name) for name in self.class_names]
-        self.files = [
-            (file, label) for label, files in enumerate(files_of_classes) for file in files
-        ]
-        self.num_examples = len(self.files)
-        self.image_shape = (image_size, image_size, CHANNELS)
+        class_names = tuple(_class_names(folder))
+        _check_same_classes(folder, class_names, path)
+        files_of_classes = [_image_files(folder / name) for name in class_names]
+        self.paths = [file for files in files_of_classes for file in files]
+        sizes = [len(files) for files in files_of_classes]
+        self.labels = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+        super().__init__(WholeFiles(self.paths), class_names, image_size)
 
     def manifest(self) -> Iterator[str]:
         """Class and name of every file, and the size of some: a size costs a call to the disk."""
         yield from super().manifest()
-        every = -(-len(self.files) // _SIZES_IN_MANIFEST)
-        for index, (path, _) in enumerate(self.files):
+        every = -(-len(self.paths) // _SIZES_IN_MANIFEST)
+        for index, path in enumerate(self.paths):
             size = os.path.getsize(path) if index % every == 0 else ""
             yield f"{'/'.join(path.rsplit('/', 2)[-2:])} {size}"
 
-    def encoded_loader(self) -> EncodedLoader:
-        """Reads whole files."""
-        paths_and_labels = zip(*self.files, strict=True)
-        all_paths, all_labels = (tf.constant(column) for column in paths_and_labels)
+    def parse(self, ids: tf.Tensor, records: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """A record is the image; its label is that of its folder."""
+        return records, tf.gather(self.labels, ids)
 
-        def load(ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            paths = tf.gather(all_paths, ids)
-            encoded = tf.map_fn(tf.io.read_file, paths, parallel_iterations=_FILES_AT_ONCE)
-            return encoded, tf.gather(all_labels, ids)
 
-        return load
+class WholeFiles(Records):
+    """Files, each of which is a record."""
+
+    def __init__(self, paths: Sequence[str]):
+        """Takes the files' paths; opens none."""
+        super().__init__(len(paths))
+        self._paths = paths
+
+    def place(self, record: int) -> str:
+        """The file."""
+        return self._paths[record]
+
+    def read_one(self, record: int) -> bytes:
+        """The file's contents."""
+        try:
+            with open(self._paths[record], "rb", buffering=0) as file:
+                return file.read()
+        except OSError as error:
+            raise ValueError(
+                f"Cannot read an image. Received: {self.place(record)} ({error.strerror}). "
+                "Expected: the file that was there when the run started."
+            ) from error
 
 
 def _split_folder(path: str, split: str) -> pathlib.Path:

@@ -22,14 +22,17 @@ _SHUFFLE_ROUNDS = 16
 
 
 def sample_ids(
-    positions: tf.Tensor, epoch: int | tf.Tensor, seed: int, num_examples: int
+    positions: tf.Tensor,
+    epoch: int | tf.Tensor,
+    seed: int | tf.Tensor,
+    num_examples: int | tf.Tensor,
 ) -> tf.Tensor:
     """The samples at some positions of an epoch's permutation, in constant memory.
 
     Args:
       positions: int64 [m], in [0, num_examples).
       epoch: int64 scalar.
-      seed: The run's seed.
+      seed: The run's seed, or a hash of it, uint64 [].
       num_examples: Size N of the training set.
 
     Returns:
@@ -39,7 +42,7 @@ def sample_ids(
     return tf.raw_ops.RandomIndexShuffle(
         index=positions,
         seed=tf.cast(tf.bitwise.right_shift(key_bits, tf.constant(32, tf.uint64)), tf.uint32),
-        max_index=tf.constant(num_examples - 1, tf.int64),
+        max_index=tf.cast(num_examples, tf.int64) - 1,
         rounds=_SHUFFLE_ROUNDS,
     )
 
@@ -74,19 +77,14 @@ def training_ids(
     Raises:
       ValueError: if a replica id is out of range, R does not divide kn, or kn exceeds N.
     """
-    _check_replicas(num_replicas, replica_ids)
+    check_replicas(num_replicas, replica_ids)
     if global_batch_size % num_replicas:
         raise ValueError(
             "Every replica takes the same number of samples. "
             f"Received: global_batch_size={global_batch_size}, num_replicas={num_replicas}. "
             "Expected: a global_batch_size that num_replicas divides."
         )
-    if not 0 < global_batch_size <= num_examples:
-        raise ValueError(
-            "An epoch must hold at least one global minibatch. "
-            f"Received: global_batch_size={global_batch_size}, num_examples={num_examples}. "
-            f"Expected: a global_batch_size from 1 to {num_examples}."
-        )
+    check_global_batch_size(num_examples, global_batch_size)
     steps_per_epoch = num_examples // global_batch_size
     slice_size = global_batch_size // num_replicas
 
@@ -133,7 +131,7 @@ def evaluation_ids(
     Raises:
       ValueError: if a replica id is out of range or a size is not positive.
     """
-    _check_replicas(num_replicas, replica_ids)
+    check_replicas(num_replicas, replica_ids)
     if num_examples < 1 or evaluation_batch_size < 1:
         raise ValueError(
             f"Received: num_examples={num_examples}, "
@@ -162,9 +160,20 @@ def _steps_and_replicas(replica_ids: Sequence[int], start_step: int) -> tf.data.
     return tf.data.Dataset.counter(start=start_step * num_local).map(step_and_replica)
 
 
-def _check_replicas(num_replicas: int, replica_ids: Sequence[int]) -> None:
+def check_replicas(num_replicas: int, replica_ids: Sequence[int]) -> None:
+    """Raises ValueError unless there is a local replica and each is one of the cluster's."""
     if not replica_ids or not all(0 <= replica < num_replicas for replica in replica_ids):
         raise ValueError(
             f"Received: replica_ids={list(replica_ids)}, num_replicas={num_replicas}. "
             f"Expected: at least one replica id, each from 0 to {num_replicas - 1}."
+        )
+
+
+def check_global_batch_size(num_examples: int, global_batch_size: int) -> None:
+    """Raises ValueError unless an epoch holds at least one global minibatch."""
+    if not 0 < global_batch_size <= num_examples:
+        raise ValueError(
+            "An epoch must hold at least one global minibatch. "
+            f"Received: global_batch_size={global_batch_size}, num_examples={num_examples}. "
+            f"Expected: a global_batch_size from 1 to {num_examples}."
         )

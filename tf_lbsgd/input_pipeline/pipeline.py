@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from tf_lbsgd.input_pipeline.augmentation import AUGMENTATIONS
-from tf_lbsgd.input_pipeline.order import evaluation_ids, training_ids
 from tf_lbsgd.input_pipeline.sources import Source
 
 _STEPS_AHEAD = 2
@@ -15,6 +14,7 @@ def training_dataset(
     source: Source,
     *,
     global_batch_size: int,
+    micro_batch_size: int,
     num_replicas: int,
     replica_ids: Sequence[int],
     seed: int,
@@ -26,11 +26,13 @@ def training_dataset(
     """The training batches of this worker's replicas; over all replicas they do not depend on
     num_replicas.
 
-    Which samples they are: `order.training_ids` with the same arguments.
+    Which samples they are: `order.training_ids` with the same arguments, or, of a source that is
+    streamed, `stream_order.training_stream`.
 
     Args:
       source: The training split.
       global_batch_size: kn, images a step over all replicas.
+      micro_batch_size: n; only the order of streamed sources depends on it.
       num_replicas: R, replicas of the whole cluster; divides global_batch_size.
       replica_ids: The replicas of this worker, in the order in which they take elements.
       seed: The run's seed; order and crops follow from it.
@@ -52,10 +54,15 @@ def training_dataset(
         raise ValueError(
             f"Received: augmentation={augmentation!r}. Expected: one of {', '.join(AUGMENTATIONS)}."
         )
-    ids = training_ids(
-        source.num_examples, global_batch_size, num_replicas, replica_ids, seed, start_step
+    batches = source.training_batches(
+        global_batch_size=global_batch_size,
+        micro_batch_size=micro_batch_size,
+        num_replicas=num_replicas,
+        replica_ids=replica_ids,
+        seed=seed,
+        start_step=start_step,
+        augmentation=augmentation,
     )
-    batches = source.batches(ids, augmentation=augmentation, seed=seed)
     return _to_device(batches, source.num_classes, len(replica_ids), num_threads, with_ids=with_ids)
 
 
@@ -70,7 +77,8 @@ def evaluation_dataset(
     """The validation batches of this worker's replicas, every image once a pass, pass after pass.
 
     A pass is `order.evaluation_steps(source.num_examples, evaluation_batch_size)` elements for each
-    local replica; which samples they are: `order.evaluation_ids` with the same arguments.
+    local replica; which samples they are: `order.evaluation_ids` with the same arguments, or
+    `stream_order.evaluation_stream`.
 
     Args:
       source: The validation split.
@@ -86,8 +94,11 @@ def evaluation_dataset(
     Raises:
       ValueError: if a replica id is out of range or evaluation_batch_size is not positive.
     """
-    ids = evaluation_ids(source.num_examples, evaluation_batch_size, num_replicas, replica_ids)
-    batches = source.batches(ids, augmentation="none", seed=0)
+    batches = source.evaluation_batches(
+        evaluation_batch_size=evaluation_batch_size,
+        num_replicas=num_replicas,
+        replica_ids=replica_ids,
+    )
     return _to_device(batches, source.num_classes, len(replica_ids), num_threads)
 
 

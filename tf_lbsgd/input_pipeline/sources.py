@@ -5,10 +5,12 @@ Each kind of source has its own file; `dataset_names` opens them by name.
 
 import abc
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
 import tensorflow as tf
+
+from tf_lbsgd.input_pipeline.order import evaluation_ids, training_ids
 
 BatchLoader = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 
@@ -19,7 +21,7 @@ _BATCHES_AT_ONCE = 2
 
 
 class Source(abc.ABC):
-    """Labelled images that are found by sample id.
+    """Labelled images, in batches for the replicas of a worker.
 
     To open a source runs no TensorFlow operation: a program may do so before it creates its
     tf.distribute strategy, which must come before TensorFlow starts.
@@ -54,6 +56,40 @@ class Source(abc.ABC):
         return digest.hexdigest()
 
     @abc.abstractmethod
+    def training_batches(
+        self,
+        *,
+        global_batch_size: int,
+        micro_batch_size: int,
+        num_replicas: int,
+        replica_ids: Sequence[int],
+        seed: int,
+        start_step: int,
+        augmentation: str,
+    ) -> tf.data.Dataset:
+        """The batches of `pipeline.training_dataset`, with its arguments.
+
+        Returns:
+          Infinite dataset of (images uint8 [kn / R, *image_shape], labels int32 [kn / R], ids int64
+          [kn / R]): for each step one element a local replica.
+        """
+
+    @abc.abstractmethod
+    def evaluation_batches(
+        self, *, evaluation_batch_size: int, num_replicas: int, replica_ids: Sequence[int]
+    ) -> tf.data.Dataset:
+        """The batches of `pipeline.evaluation_dataset`, with its arguments.
+
+        Returns:
+          Infinite dataset of (images uint8 [None, *image_shape], labels int32 [None], ids int64
+          [None]).
+        """
+
+
+class IndexedSource(Source):
+    """Images that are found by sample id, so that an epoch is an exact permutation (`order`)."""
+
+    @abc.abstractmethod
     def batch_loader(self, *, augmentation: str, seed: int) -> BatchLoader:
         """Builds the graph function that loads one batch.
 
@@ -65,6 +101,30 @@ class Source(abc.ABC):
           A function of (epoch int64 [], ids int64 [m]) to (images uint8 [m, *image_shape], labels
           int32 [m]), traceable in Dataset.map, that depends on nothing else; m may be zero.
         """
+
+    def training_batches(
+        self,
+        *,
+        global_batch_size: int,
+        micro_batch_size: int,
+        num_replicas: int,
+        replica_ids: Sequence[int],
+        seed: int,
+        start_step: int,
+        augmentation: str,
+    ) -> tf.data.Dataset:
+        """Loads the samples of `order.training_ids`, which no micro-batch changes."""
+        ids = training_ids(
+            self.num_examples, global_batch_size, num_replicas, replica_ids, seed, start_step
+        )
+        return self.batches(ids, augmentation=augmentation, seed=seed)
+
+    def evaluation_batches(
+        self, *, evaluation_batch_size: int, num_replicas: int, replica_ids: Sequence[int]
+    ) -> tf.data.Dataset:
+        """Loads the samples of `order.evaluation_ids`."""
+        ids = evaluation_ids(self.num_examples, evaluation_batch_size, num_replicas, replica_ids)
+        return self.batches(ids, augmentation="none", seed=0)
 
     def batches(self, ids: tf.data.Dataset, *, augmentation: str, seed: int) -> tf.data.Dataset:
         """Loads batches in the order of `ids`.

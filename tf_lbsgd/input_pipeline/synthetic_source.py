@@ -6,13 +6,13 @@ import tensorflow as tf
 
 from tf_lbsgd.input_pipeline.augmentation import augment_batch
 from tf_lbsgd.input_pipeline.random_numbers import hash_words
-from tf_lbsgd.input_pipeline.sources import BatchLoader, Source
+from tf_lbsgd.input_pipeline.sources import BatchLoader, IndexedSource
 
 _TRAIN, _VALIDATION, _PATTERN = range(3)  # first word of the hash: what the noise is for
 _PATTERN_CELLS = 4  # a side: coarse, so that crops and small networks still see it
 
 
-class SyntheticSource(Source):
+class SyntheticSource(IndexedSource):
     """Noise plus a pattern that is the class's own, the same in both splits.
 
     Image i has label i mod num_classes, hence classes are balanced. A pixel is half the pattern,

@@ -1,0 +1,48 @@
+"""Two workers train on the same photographs, stored in three ways: step by step the same."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from commands import epoch_metrics, train
+
+from tf_lbsgd import audit
+
+ROOT = pathlib.Path(__file__).parents[2]
+PHOTOS = ROOT / "tests/data/photos"
+MODELS = {
+    "resnet8": ["--image_size=32", "--global_batch_size=12", "--micro_batch_size=3"],
+    "resnet50": ["--image_size=224", "--global_batch_size=8", "--micro_batch_size=2"],
+}
+
+
+@pytest.mark.parametrize("model", ["resnet8", pytest.param("resnet50", marks=pytest.mark.long)])
+def test_losses_do_not_depend_on_how_the_images_are_stored(model, tmp_path):
+    shards = tmp_path / "shards"
+    for form in ("tfrecord", "arrayrecord"):
+        arguments = (f"--input={PHOTOS}", f"--output={shards}", f"--format={form}")
+        subprocess.run(
+            [sys.executable, str(ROOT / "tools/make_shards.py"), *arguments],
+            check=True,
+            capture_output=True,
+        )
+    runs = {}
+    for dataset in (f"folder:{PHOTOS}", f"tfrecord:{shards}", f"arrayrecord:{shards}"):
+        form = dataset.split(":")[0]
+        result = train(
+            tmp_path / form,
+            2,
+            f"--dataset={dataset}",
+            f"--model={model}",
+            *MODELS[model],
+            "--epochs=1",
+            "--base_learning_rate=0.05",
+            "--deterministic",
+            "--audit_data",
+        )
+        losses = [m["train_loss"] for m in epoch_metrics(tmp_path / form)]
+        order = {s: i.tolist() for s, i in audit.read_audit(tmp_path / form / "audit").items()}
+        runs[form] = (result["weights_sha256"], losses, order)
+    folder, tfrecord, arrayrecord = runs.values()
+    assert folder == tfrecord == arrayrecord
