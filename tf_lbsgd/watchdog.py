@@ -9,6 +9,7 @@ import dataclasses
 import faulthandler
 import json
 import os
+import socket
 import statistics
 import sys
 import threading
@@ -23,6 +24,7 @@ from tf_lbsgd.cluster import Cluster
 _BEAT_SECS = 0.5
 _SILENT_SECS = 2.0  # four beats: whoever misses them is stopped, killed or cut off
 _BLAME_SECS = 4.0
+_CONNECT_SECS = 0.5
 _FIRST_STEP_FACTOR = 6  # what is done for the first time is traced and compiled first
 _MEDIAN_FACTOR = 20
 _STEPS_OF_MEDIAN = 50
@@ -121,6 +123,7 @@ class Watchdog:
         """Returns which other worker failed or stopped answering, in a sentence; "" if none did."""
         deadline = time.monotonic() + _BLAME_SECS
         while self._cluster.is_multi_worker:
+            refusing = self._refusing()  # first: who fails writes why before its port closes
             states = self._other_states()
             failures = [
                 f"{self._name(worker)} failed at step {state.step}: {state.failure}"
@@ -131,7 +134,7 @@ class Watchdog:
                 f"{self._name(worker)} stopped answering after step {state.step}, while "
                 f"{state.activity}"
                 for worker, state in states.items()
-                if state.is_running and state.silent_secs > _SILENT_SECS
+                if state.is_running and (worker in refusing or state.silent_secs > _SILENT_SECS)
             ]
             if failures or silent:
                 return "; ".join(failures or silent) + "."
@@ -139,6 +142,20 @@ class Watchdog:
                 break
             time.sleep(_BEAT_SECS / 2)
         return ""
+
+    def _refusing(self) -> set[int]:
+        """Other workers at whose address nobody listens any more: their process is gone."""
+        refusing = set()
+        for worker, address in enumerate(self._cluster.workers):
+            host, _, port = address.rpartition(":")
+            if worker != self._cluster.task_index:
+                try:
+                    socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECS).close()
+                except ConnectionRefusedError:
+                    refusing.add(worker)
+                except OSError:
+                    pass  # no answer says nothing: it may be stopped, or behind a firewall
+        return refusing
 
     def _watch(self) -> None:
         before = time.monotonic()
