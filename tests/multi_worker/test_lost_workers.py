@@ -51,6 +51,7 @@ def test_a_worker_whose_data_hang_is_named_and_all_end(tmp_path):
         assert "Thread 0x" in workers.output(1)  # where it hangs
 
 
+@pytest.mark.long  # in the default suite: the same rule, in tests/callbacks
 def test_a_slow_worker_is_named_within_twenty_steps(tmp_path):
     slow = {"worker": 1, "first_step": 10, "seconds": 0.25, "step_timeout_secs": 600.0}
     with program_workers("slow_data", tmp_path / "run", 2, **slow) as workers:
