@@ -73,6 +73,8 @@ def prepare_run(
         distribution.split_cpu(options.cpu_replicas)
     train = open_split(recipe, options, "train")
     validation = open_split(recipe, options, "validation")
+    if options.dirty_data == "tolerant":
+        tolerate_dirty_data(train, run_folder.replacements_log(cluster.task_index), options)
     plan = Plan(
         recipe,
         num_train_examples=train.num_examples,
@@ -81,6 +83,21 @@ def prepare_run(
     prepared = PreparedRun(plan, cluster, train, validation, run_folder, options)
     check_disk_space(prepared)
     return prepared
+
+
+def tolerate_dirty_data(train: input_pipeline.Source, log: Path, options: RunOptions) -> None:
+    """Has training images that cannot be read replaced.
+
+    Raises:
+        ValueError: the data set has no images that could be unreadable, or is streamed.
+    """
+    if not isinstance(train, input_pipeline.EncodedImages):
+        raise ValueError(
+            "Only encoded images that are found by number can be replaced. Received: "
+            f"--dirty_data=tolerant with {type(train).__name__} Expected: folder:, tfrecord:, "
+            "arrayrecord: or tfds: data, or no --dirty_data."
+        )
+    train.replacements = input_pipeline.Replacements(train, log, options.max_replaced_images)
 
 
 def check_disk_space(prepared: PreparedRun) -> None:

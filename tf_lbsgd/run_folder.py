@@ -5,7 +5,8 @@
     result.json      the outcome, written last: its presence means the run is complete
     checkpoints/     see `tf_lbsgd.checkpoints`
     tensorboard/     scalars, from the chief
-    logs/            worker-I.log, standard error of worker I; supervisor.log, failures and restarts
+    logs/            worker-I.log, standard error of worker I; supervisor.log, restarts;
+                     replaced-worker-I.jsonl, images that worker I replaced
     audit/           worker-I.jsonl, the samples of each step, with --audit_data
 
 Files are replaced whole, so that a reader never sees half of one.
@@ -107,6 +108,19 @@ class RunFolder:
     def newest_checkpoint_step(self) -> int:
         """Returns the step of the newest checkpoint that was written to its end; 0: none."""
         return max((int(p.stem[-9:]) for p in self.checkpoints.glob("step-*.json")), default=0)
+
+    def replacements_log(self, task_index: int) -> Path:
+        """Returns the path of the images that a worker replaced, one JSON object each."""
+        return self.logs / f"replaced-worker-{task_index}.jsonl"
+
+    def count_replaced_images(self, epoch: int | None = None) -> int:
+        """Returns how many images all workers replaced, in an epoch (from 1) or in the run."""
+        replaced = set()
+        for path in self.logs.glob("replaced-worker-*.jsonl"):
+            # A line without its end is being written.
+            lines = (t for t in path.read_text().splitlines(keepends=True) if t.endswith("\n"))
+            replaced |= {r["id"] for r in map(json.loads, lines) if epoch in (None, r["epoch"])}
+        return len(replaced)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Returns one object for each epoch recorded so far, in order."""

@@ -20,6 +20,8 @@ class RunOptions:
         step_timeout_secs: When a worker that gets nowhere ends; see `watchdog.Watchdog`.
         startup_timeout: How long workers wait for each other at the start, seconds.
         audit_data: Record which samples each step used, in the run folder's audit/.
+        dirty_data: At a training image that cannot be read, "strict" stops, "tolerant" replaces.
+        max_replaced_images: How many different images a worker may replace.
         keep_in_memory: Keep encoded images in memory from their first read on.
         input_threads: Threads that read and decode, of a process; None shares TensorFlow's.
     """
@@ -35,5 +37,7 @@ class RunOptions:
     step_timeout_secs: float = 600.0
     startup_timeout: float = 300.0
     audit_data: bool = False
+    dirty_data: Literal["strict", "tolerant"] = "strict"
+    max_replaced_images: int = 100
     keep_in_memory: bool = False
     input_threads: int | None = None

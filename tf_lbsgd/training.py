@@ -40,6 +40,7 @@ from tf_lbsgd.watchdog import Watchdog, WorkerLostError
 
 # Evaluation takes this many images a replica at a time; it changes the speed, not the outcome.
 _EVALUATION_BATCH_PER_REPLICA = 100
+_NAMED_IMAGES = 5
 
 _PRECISION_POLICIES = {
     "float32": "float32",
@@ -118,6 +119,8 @@ def train(
         if not is_evaluated:
             finish_epoch(model, strategy, prepared, position, callbacks, restored)
         fit(model, strategy, prepared, position, callbacks)
+    except tf.errors.InvalidArgumentError as error:
+        raise unreadable_images(prepared, position) or error from error
     except RunStoppedError:
         wait_for_all_workers(strategy)  # they are all here: nobody waits for one that is gone
         raise
@@ -327,6 +330,32 @@ def fit(
         )
 
 
+def unreadable_images(
+    prepared: PreparedRun, position: TrainingPosition
+) -> input_pipeline.UnreadableImageError | None:
+    """Finds the images at fault when the input of the step under way could not be decoded."""
+    train, validation = prepared.train, prepared.validation
+    kind = input_pipeline.EncodedImages
+    if not isinstance(train, kind) or not isinstance(validation, kind):
+        return None
+    kn = position.phase.global_batch_size
+    first = position.step_in_epoch * kn
+    upcoming = input_pipeline.sample_ids(
+        tf.range(first, first + kn, dtype=tf.int64),
+        position.epoch,
+        prepared.plan.recipe.seed,
+        train.num_examples,
+    )
+    bad = input_pipeline.name_unreadable(train, upcoming.numpy().tolist())
+    bad = bad or input_pipeline.name_unreadable(validation, range(validation.num_examples))
+    if not bad:
+        return None
+    return input_pipeline.UnreadableImageError(
+        f"An image cannot be decoded. Received: {'; '.join(bad[:_NAMED_IMAGES])} Expected: whole "
+        "JPEG or PNG files; mend or remove it, or train with --dirty_data=tolerant."
+    )
+
+
 def training_dataset(
     prepared: PreparedRun, strategy: tf.distribute.Strategy, position: TrainingPosition
 ) -> Any:
@@ -385,6 +414,7 @@ def summarize(
         "weights_sha256": weights_sha256(model),
         "images_per_second": statistics.median(m["images_per_second"] for m in metrics),
         "skipped_steps": int(model.step_record.skipped_steps.numpy()),
+        "replaced_images": run_folder.count_replaced_images(),
     }
     run_folder.write_result(result)
     return result

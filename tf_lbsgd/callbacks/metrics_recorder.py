@@ -102,6 +102,7 @@ class MetricsRecorder(keras.callbacks.Callback):
             "validation_top_1_error": 100 * (1 - logs["val_top_1_accuracy"]),
             "train_images": int(logs["images"]),
             "validation_images": int(logs["val_images"]),
+            "replaced_images": self._run_folder.count_replaced_images(epoch + 1),
             **self.epoch_so_far(),
         }
         if self._stragglers is not None:

@@ -100,6 +100,10 @@ def define_speed_flags() -> None:
     )
     flags.DEFINE_float("startup_timeout", 300.0, "Seconds to wait for workers.", lower_bound=0)
     flags.DEFINE_bool("audit_data", False, "Record which samples each step used.")
+    flags.DEFINE_enum(
+        "dirty_data", "strict", ["strict", "tolerant"], "At an image that cannot be read."
+    )
+    flags.DEFINE_integer("max_replaced_images", 100, "By a worker, if tolerant.", lower_bound=0)
     flags.DEFINE_bool("keep_in_memory", False, "Keep encoded images after their first read.")
     flags.DEFINE_integer(
         "input_threads", None, "That read and decode. [TensorFlow's own]", lower_bound=1

@@ -30,6 +30,8 @@ def main(_: list[str]) -> None:
     process.send_standard_error_to(run_folder.log(cluster.task_index), chatter)
     result = run_training(prepared, notice)
     if cluster.is_chief:
+        if count := result["replaced_images"]:
+            print(f"\n{count} images could not be read and were replaced: {run_folder.logs}")
         print(
             f"\nValidation top-1 error: {result['validation_top_1_error']:.2f} % "
             f"(median of the last 5 epochs), {result['images_per_second']:.0f} images/s\n"

@@ -7,17 +7,35 @@ Read `order` first: which sample is read at which step. `sources` says what a so
 
 from tf_lbsgd.input_pipeline.augmentation import AUGMENTATIONS
 from tf_lbsgd.input_pipeline.dataset_names import open_source
-from tf_lbsgd.input_pipeline.order import evaluation_ids, evaluation_steps, training_ids
+from tf_lbsgd.input_pipeline.dirty_data import (
+    Replacements,
+    UnreadableImageError,
+    name_unreadable,
+    unreadable_reason,
+)
+from tf_lbsgd.input_pipeline.image_decoding import EncodedImages
+from tf_lbsgd.input_pipeline.order import (
+    evaluation_ids,
+    evaluation_steps,
+    sample_ids,
+    training_ids,
+)
 from tf_lbsgd.input_pipeline.pipeline import evaluation_dataset, training_dataset
 from tf_lbsgd.input_pipeline.sources import Source
 
 __all__ = [
     "AUGMENTATIONS",
+    "EncodedImages",
+    "Replacements",
     "Source",
+    "UnreadableImageError",
     "evaluation_dataset",
     "evaluation_ids",
     "evaluation_steps",
+    "name_unreadable",
     "open_source",
+    "sample_ids",
     "training_dataset",
     "training_ids",
+    "unreadable_reason",
 ]

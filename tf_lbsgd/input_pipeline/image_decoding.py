@@ -1,6 +1,8 @@
 """Encoded images (JPEG, PNG) to the uint8 images that a network takes."""
 
 import abc
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
@@ -11,9 +13,13 @@ from tf_lbsgd.input_pipeline.augmentation import (
     center_crop_box,
     random_resized_crop_box,
 )
+from tf_lbsgd.input_pipeline.order import training_ids
 from tf_lbsgd.input_pipeline.random_numbers import per_sample_uniform
 from tf_lbsgd.input_pipeline.records import Records, read_records
 from tf_lbsgd.input_pipeline.sources import BatchLoader, IndexedSource
+
+if TYPE_CHECKING:
+    from tf_lbsgd.input_pipeline.dirty_data import Replacements
 
 CHANNELS = 3
 
@@ -47,9 +53,30 @@ class EncodedImages(IndexedSource):
           image_size: Side of the square that is delivered, in pixels.
         """
         self.records = records
+        self.replacements: Replacements | None = None  # what cannot be read stops the run
         self.num_examples = len(records)
         self.class_names = class_names
         self.image_shape = (image_size, image_size, CHANNELS)
+
+    def training_batches(
+        self,
+        *,
+        global_batch_size: int,
+        num_replicas: int,
+        replica_ids: Sequence[int],
+        seed: int,
+        start_step: int,
+        augmentation: str,
+        **others: Any,
+    ) -> tf.data.Dataset:
+        """As of every indexed source, with replacements where there are any."""
+        ids = training_ids(
+            self.num_examples, global_batch_size, num_replicas, replica_ids, seed, start_step
+        )
+        if self.replacements is None:
+            return self.batches(ids, augmentation=augmentation, seed=seed)
+        batch_size = global_batch_size // num_replicas
+        return self.replacements.batches(ids, batch_size, augmentation=augmentation, seed=seed)
 
     @abc.abstractmethod
     def parse(self, ids: tf.Tensor, records: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
