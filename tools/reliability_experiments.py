@@ -130,6 +130,7 @@ class Run:
             env={**os.environ, **_ONE_THREAD, **extra},
             stdout=self._output,
             stderr=self._output,
+            start_new_session=True,  # a stopped process has its group sent SIGHUP otherwise
         )
 
     def output(self) -> str:
@@ -540,7 +541,11 @@ EXPERIMENTS: Sequence[Experiment] = (
         "at least 40 bad configurations: all refused, each within 30 s",
         1,
         measure_tests(
-            "tests/cli/test_refusals.py", "tests/test_preflight.py", required=40, limit_secs=30.0
+            "tests/cli/test_refusals.py",
+            "tests/test_preflight.py",
+            "tests/multi_worker/test_disagreements.py",
+            required=40,
+            limit_secs=30.0,
         ),
         depends_on_workers=False,
     ),
@@ -550,6 +555,19 @@ EXPERIMENTS: Sequence[Experiment] = (
         "each): all decide the same at the same step; the last good checkpoint survives",
         1,
         measure_tests("tests/multi_worker/test_non_finite.py", required=4),
+        depends_on_workers=False,
+    ),
+    Experiment(
+        "11",
+        "PNG named JPEG and CMYK decode correctly; damaged images are named, or replaced, counted "
+        "and capped",
+        1,
+        measure_tests(
+            "tests/input_pipeline/test_dirty_data.py",
+            "tests/input_pipeline/test_image_folder.py",
+            "tests/input_pipeline/test_shards.py",
+            required=20,
+        ),
         depends_on_workers=False,
     ),
     Experiment(
@@ -566,7 +584,9 @@ EXPERIMENTS: Sequence[Experiment] = (
         measure_tests(
             "tests/multi_worker/test_launcher.py::"
             "test_a_crash_that_comes_again_ends_the_run_with_its_traceback_first",
-            required=1,
+            "tests/test_supervision.py",
+            "tests/test_failures.py",
+            required=10,
         ),
         depends_on_workers=False,
     ),
