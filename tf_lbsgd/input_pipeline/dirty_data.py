@@ -16,7 +16,6 @@ import numpy as np
 import tensorflow as tf
 
 from tf_lbsgd.input_pipeline.image_decoding import CHANNELS, EncodedImages
-from tf_lbsgd.input_pipeline.records import read_records
 
 _CANDIDATES = 4  # the sample itself and those that may take its place
 _LOADED_AT_ONCE = 16
@@ -127,7 +126,7 @@ def unreadable_reason(source: EncodedImages) -> Callable[[int], str]:
 
     @tf.function(input_signature=[tf.TensorSpec([1], tf.int64)])
     def decode(ids: tf.Tensor) -> tf.Tensor:
-        encoded, _ = source.parse(ids, read_records(source.records, ids))
+        encoded, _ = source.parse(ids, source.read(ids))
         return tf.shape(tf.io.decode_image(encoded[0], CHANNELS, expand_animations=False))
 
     def reason(sample: int) -> str:

@@ -78,6 +78,10 @@ class EncodedImages(IndexedSource):
         batch_size = global_batch_size // num_replicas
         return self.replacements.batches(ids, batch_size, augmentation=augmentation, seed=seed)
 
+    def read(self, ids: tf.Tensor) -> tf.Tensor:
+        """Reads records, string [m] for ids int64 [m]; a graph operation."""
+        return read_records(self.records, ids)
+
     @abc.abstractmethod
     def parse(self, ids: tf.Tensor, records: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Takes records apart; a graph operation.
@@ -94,7 +98,7 @@ class EncodedImages(IndexedSource):
         """Reads a batch, then decodes, crops and resizes its images in parallel."""
 
         def load(epoch: tf.Tensor, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            encoded, labels = self.parse(ids, read_records(self.records, ids))
+            encoded, labels = self.parse(ids, self.read(ids))
             images = decode_batch(
                 encoded,
                 self.image_shape[0],
