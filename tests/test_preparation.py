@@ -50,7 +50,7 @@ def differing(one: dict[str, str], other: dict[str, str]) -> set[str]:
             {"--dataset", "training data", "validation data"},
         ),
     ],
-    ids=lambda value: " ".join(value) or "own",
+    ids=lambda value: " ".join(sorted(value)) or "own",
 )  # fmt: skip
 def test_what_differs_is_told_by_its_flag(tmp_path, changes, options, fields):
     changed = facts(tmp_path, RunOptions(**options), **changes)

@@ -42,14 +42,11 @@ class Replacements:
         self._max_images = max_images
         self._replaced: set[int] = set()
 
-    def batches(
-        self, ids: tf.data.Dataset, batch_size: int, *, augmentation: str, seed: int
-    ) -> tf.data.Dataset:
+    def batches(self, ids: tf.data.Dataset, *, augmentation: str, seed: int) -> tf.data.Dataset:
         """Loads batches as `Source.batches` does, with replacements.
 
         Args:
-          ids: Dataset of (epoch int64 [], ids int64 [batch_size]).
-          batch_size: Static size of its elements.
+          ids: Dataset of (epoch int64 [], ids int64 [m]), m static.
           augmentation: One of augmentation.AUGMENTATIONS.
           seed: The run's seed.
         """
@@ -95,6 +92,7 @@ class Replacements:
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )
+        (batch_size,) = ids.element_spec[1].shape
         return loaded.batch(batch_size, drop_remainder=True).map(note)
 
     def _record(self, epochs: np.ndarray, wanted: np.ndarray, loaded: np.ndarray) -> np.int64:

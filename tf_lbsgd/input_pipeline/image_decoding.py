@@ -1,8 +1,7 @@
 """Encoded images (JPEG, PNG) to the uint8 images that a network takes."""
 
 import abc
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import tensorflow as tf
 
@@ -13,7 +12,6 @@ from tf_lbsgd.input_pipeline.augmentation import (
     center_crop_box,
     random_resized_crop_box,
 )
-from tf_lbsgd.input_pipeline.order import training_ids
 from tf_lbsgd.input_pipeline.random_numbers import per_sample_uniform
 from tf_lbsgd.input_pipeline.records import Records, read_records
 from tf_lbsgd.input_pipeline.sources import BatchLoader, IndexedSource
@@ -58,25 +56,11 @@ class EncodedImages(IndexedSource):
         self.class_names = class_names
         self.image_shape = (image_size, image_size, CHANNELS)
 
-    def training_batches(
-        self,
-        *,
-        global_batch_size: int,
-        num_replicas: int,
-        replica_ids: Sequence[int],
-        seed: int,
-        start_step: int,
-        augmentation: str,
-        **others: Any,
-    ) -> tf.data.Dataset:
-        """As of every indexed source, with replacements where there are any."""
-        ids = training_ids(
-            self.num_examples, global_batch_size, num_replicas, replica_ids, seed, start_step
-        )
+    def batches(self, ids: tf.data.Dataset, *, augmentation: str, seed: int) -> tf.data.Dataset:
+        """As of every indexed source, with replacements where there are to be any."""
         if self.replacements is None:
-            return self.batches(ids, augmentation=augmentation, seed=seed)
-        batch_size = global_batch_size // num_replicas
-        return self.replacements.batches(ids, batch_size, augmentation=augmentation, seed=seed)
+            return super().batches(ids, augmentation=augmentation, seed=seed)
+        return self.replacements.batches(ids, augmentation=augmentation, seed=seed)
 
     def read(self, ids: tf.Tensor) -> tf.Tensor:
         """Reads records, string [m] for ids int64 [m]; a graph operation."""
