@@ -1,8 +1,8 @@
 """Prints what a recipe would do, and starts nothing.
 
     python -m tf_lbsgd.cli.plan --flagfile=flags/quickstart.flags --num_replicas=2 [--json]
-    python -m tf_lbsgd.cli.plan --flagfile=flags/resnet50_imagenet_8k.flags --num_replicas=256 \
-        --num_train_examples=1281167
+    python -m tf_lbsgd.cli.plan --flagfile=flags/resnet50_imagenet_8k.flags \
+        --dataset=folder:/data/imagenet --num_replicas=256 --num_train_examples=1281167
 """
 
 import json
