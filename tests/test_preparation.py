@@ -4,7 +4,9 @@ import dataclasses
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tensorflow as tf
 
 from tf_lbsgd import preparation
 from tf_lbsgd.cluster import Cluster
@@ -86,6 +88,24 @@ def test_a_copy_of_the_data_that_differs_is_told(tmp_path, change):
     )
     assert differing(one, other) == {"--dataset", "training data"}
     assert differing(one, same) == {"--dataset"}
+
+
+def test_shards_that_differ_are_told_and_where_they_lie_is_not(tmp_path):
+    copies = [tmp_path / name for name in ("a", "b", "c")]
+    for copy, seed in zip(copies, (0, 0, 1), strict=True):
+        copy.mkdir()
+        (copy / "labels.txt").write_text("dark\nbright\n")
+        random = np.random.default_rng(seed)
+        for split in ("train", "validation"):
+            with tf.io.TFRecordWriter(str(copy / f"{split}-00000-of-00001")) as writer:
+                for _ in range(8):
+                    writer.write(random.bytes(20 + seed))  # no record is read before training
+    one, same, other = (
+        facts(tmp_path / "run", dataset=f"tfrecord:{copy}", image_size=32, global_batch_size=8)
+        for copy in copies
+    )
+    assert differing(one, same) == {"--dataset"}
+    assert differing(one, other) == {"--dataset", "training data", "validation data"}
 
 
 def test_a_disk_without_space_for_two_checkpoints_is_refused(tmp_path, monkeypatch):

@@ -179,6 +179,17 @@ def test_several_steps_per_execution_give_the_same(data):
     assert_same_weights(several, one, rtol=0)
 
 
+def test_a_strategy_of_one_device_gives_the_same(data):
+    """The one of a single GPU, which reads ahead into its memory."""
+    plain = compile_model(build())
+    with tf.distribute.OneDeviceStrategy("CPU:0").scope():
+        placed = compile_model(build())
+    for model in (plain, placed):
+        batches = tf.data.Dataset.from_tensor_slices(data).batch(16)
+        model.fit(batches, validation_data=batches, epochs=3, verbose=0)
+    assert_same_weights(placed, plain, rtol=0)
+
+
 def test_xla_gives_the_same(data):
     plain = compile_model(build(), micro_batch_size=8)
     xla = compile_model(build(), micro_batch_size=8, jit_compile=True)

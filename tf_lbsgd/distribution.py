@@ -27,7 +27,8 @@ def create_strategy(cluster: Cluster | None = None) -> tf.distribute.Strategy:
 
     Returns:
         `MultiWorkerMirroredStrategy` for several workers, `MirroredStrategy` for several GPUs in
-        one process, else the default strategy.
+        one process, `OneDeviceStrategy` for one GPU, else the default strategy. All but the last
+        read batches ahead into the memory of their GPUs.
 
     Raises:
         ClusterError: TF_CONFIG is malformed.
@@ -47,6 +48,8 @@ def create_strategy(cluster: Cluster | None = None) -> tf.distribute.Strategy:
     if num_replicas > 1:
         kind = "GPU" if tf.config.get_visible_devices("GPU") else "CPU"
         return tf.distribute.MirroredStrategy([f"{kind}:{i}" for i in range(num_replicas)])
+    if tf.config.get_visible_devices("GPU"):
+        return tf.distribute.OneDeviceStrategy("GPU:0")
     return tf.distribute.get_strategy()
 
 

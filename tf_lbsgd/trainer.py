@@ -334,8 +334,9 @@ class MultiWorkerTrainer(_MixinBase):
         def one_step(data: Any) -> Any:
             with _after(data):
                 data_are_there = tf.numpy_function(progress.compute, [], [])
-            with _after(data_are_there):
-                outputs = strategy.run(step_function, args=(data,))
+            with _after(data_are_there):  # the replicas' step waits for nothing but its data
+                data = tf.nest.map_structure(_same, data, expand_composites=True)
+            outputs = strategy.run(step_function, args=(data,))
             return tf.nest.map_structure(
                 lambda v: strategy.experimental_local_results(v)[0], outputs
             )
@@ -394,6 +395,10 @@ class DataParallelModel(MultiWorkerTrainer, keras.Model):
 
 def _merge_call(function: Callable[..., None], *args: Any) -> None:
     tf.distribute.get_replica_context().merge_call(function, args=args)
+
+
+def _same(leaf: Any) -> Any:
+    return None if leaf is None else tf.identity(leaf)
 
 
 def _after(done: Any) -> contextlib.AbstractContextManager:

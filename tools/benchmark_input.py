@@ -38,7 +38,8 @@ _REPETITIONS = flags.DEFINE_integer("repetitions", 7, "Turns of each pipeline.")
 _TARGET = flags.DEFINE_float("target_images_per_second", None, "Say how many cores feed this.")
 _MEMORY_IMAGES = flags.DEFINE_integer("memory_images", 0, "Also load so many and watch memory.")
 
-_WARMUP_BATCHES = 4
+_WARMUP_BATCHES = 12  # more than a pipeline reads ahead
+_IDLE_SECONDS = 0.1
 _NAIVE, _CEILING, _OURS = "naive", "decode and crop", "ours"
 
 
@@ -118,6 +119,7 @@ def measure(
     with tqdm(total=repetitions * len(pipelines), desc=f"{cores} cores", leave=False) as bar:
         for _repetition in range(repetitions):
             for name, iterator in pipelines.items():
+                wait_until_idle()  # the one before reads ahead a while longer
                 take(iterator, _WARMUP_BATCHES)  # what was read ahead while it waited
                 start = time.perf_counter()
                 take(iterator, batches)
@@ -155,6 +157,15 @@ def take(iterator: Iterator[Any], count: int) -> None:
     """Takes batches."""
     for _ in range(count):
         next(iterator)
+
+
+def wait_until_idle() -> None:
+    """Returns when this process has nothing to do."""
+    busy = True
+    while busy:
+        before = time.process_time()
+        time.sleep(_IDLE_SECONDS)
+        busy = time.process_time() - before > _IDLE_SECONDS / 10
 
 
 # ---- the pipelines ----

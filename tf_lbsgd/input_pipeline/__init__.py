@@ -20,7 +20,11 @@ from tf_lbsgd.input_pipeline.order import (
     sample_ids,
     training_ids,
 )
-from tf_lbsgd.input_pipeline.pipeline import evaluation_dataset, training_dataset
+from tf_lbsgd.input_pipeline.pipeline import (
+    dataset_options,
+    evaluation_dataset,
+    training_dataset,
+)
 from tf_lbsgd.input_pipeline.sources import Source
 
 __all__ = [
@@ -29,6 +33,7 @@ __all__ = [
     "Replacements",
     "Source",
     "UnreadableImageError",
+    "dataset_options",
     "evaluation_dataset",
     "evaluation_ids",
     "evaluation_steps",

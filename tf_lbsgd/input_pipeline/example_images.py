@@ -1,6 +1,7 @@
 """Images in records that are tf.train.Example messages: TFRecord and ArrayRecord files."""
 
 import functools
+from collections.abc import Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -53,6 +54,11 @@ class SmallImages(IndexedSource):
         self.num_examples = len(records)
         self.image_shape = image_shape
         self.class_names = example_format.class_names
+
+    def manifest(self) -> Iterator[str]:
+        """Adds the files."""
+        yield from super().manifest()
+        yield from self._records.manifest()
 
     def batch_loader(self, *, augmentation: str, seed: int) -> BatchLoader:
         """That of an `ArraySource`."""

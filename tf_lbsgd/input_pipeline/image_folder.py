@@ -51,14 +51,6 @@ class ImageFolder(EncodedImages):
         self.labels = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
         super().__init__(WholeFiles(self.paths), class_names, image_size)
 
-    def manifest(self) -> Iterator[str]:
-        """Class and name of every file, and the size of some: a size costs a call to the disk."""
-        yield from super().manifest()
-        every = -(-len(self.paths) // _SIZES_IN_MANIFEST)
-        for index, path in enumerate(self.paths):
-            size = os.path.getsize(path) if index % every == 0 else ""
-            yield f"{'/'.join(path.rsplit('/', 2)[-2:])} {size}"
-
     def read(self, ids: tf.Tensor) -> tf.Tensor:
         """Reads files in TensorFlow's threads, which do not wait for Python's lock."""
         if not isinstance(self.records, WholeFiles):  # they are kept in memory
@@ -83,6 +75,13 @@ class WholeFiles(Records):
         """Takes the files' paths; opens none."""
         super().__init__(len(paths))
         self._paths = paths
+
+    def manifest(self) -> Iterator[str]:
+        """Class and name of every file, and the size of some: a size costs a call to the disk."""
+        every = -(-len(self._paths) // _SIZES_IN_MANIFEST)
+        for index, path in enumerate(self._paths):
+            size = os.path.getsize(path) if index % every == 0 else ""
+            yield f"{'/'.join(path.rsplit('/', 2)[-2:])} {size}"
 
     def place(self, record: int) -> str:
         """The file."""

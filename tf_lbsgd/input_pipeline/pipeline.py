@@ -110,16 +110,30 @@ def _to_device(
     *,
     with_ids: bool = False,
 ) -> tf.data.Dataset:
-    """One-hot labels, read-ahead, and the options that keep order and sharding in our hands."""
-    options = tf.data.Options()
-    options.deterministic = True
-    # The ids are divided among the workers already; tf.distribute must not divide them again.
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    if num_threads is not None:
-        options.threading.private_threadpool_size = num_threads
+    """One-hot labels, read-ahead and options."""
 
     def deliver(images: tf.Tensor, labels: tf.Tensor, ids: tf.Tensor) -> tuple[tf.Tensor, ...]:
         batch = (images, tf.one_hot(labels, num_classes))
         return (*batch, ids) if with_ids else batch
 
-    return batches.map(deliver).prefetch(_STEPS_AHEAD * num_local_replicas).with_options(options)
+    delivered = batches.map(deliver).prefetch(_STEPS_AHEAD * num_local_replicas)
+    return delivered.with_options(dataset_options(num_threads))
+
+
+def dataset_options(num_threads: int | None = None) -> tf.data.Options:
+    """The options for a data set of your own that each worker divides by itself.
+
+        dataset = my_dataset(replica_ids).with_options(input_pipeline.dataset_options())
+
+    Elements stay in order however many threads make them, and tf.distribute does not divide again
+    (shard) what is one worker's part already.
+
+    Args:
+      num_threads: Threads of a pool of its own; None shares TensorFlow's.
+    """
+    options = tf.data.Options()
+    options.deterministic = True
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    if num_threads is not None:
+        options.threading.private_threadpool_size = num_threads
+    return options

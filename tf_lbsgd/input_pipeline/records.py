@@ -9,7 +9,7 @@ import bisect
 import concurrent.futures
 import pathlib
 import resource
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -36,6 +36,10 @@ class Records(abc.ABC):
 
     def __len__(self) -> int:
         return self._num_records
+
+    def manifest(self) -> Iterator[str]:
+        """Yields what tells these files from others, the same wherever they lie."""
+        return iter(())
 
     @abc.abstractmethod
     def place(self, record: int) -> str:
@@ -84,6 +88,10 @@ class SharedFileRecords(Records):
         self._first_records = [0, *np.cumsum(counts).tolist()]
         super().__init__(self._first_records[-1])
 
+    def manifest(self) -> Iterator[str]:
+        """Name and size of every file."""
+        return names_and_sizes(self.paths)
+
     def locate(self, record: int) -> tuple[int, int]:
         """Numbers of a record's file, and of the record in it."""
         file = bisect.bisect_right(self._first_records, record) - 1
@@ -98,6 +106,10 @@ class KeptRecords(Records):
         super().__init__(len(records))
         self._records = records
         self._kept: dict[int, bytes] = {}
+
+    def manifest(self) -> Iterator[str]:
+        """That of the records that are kept."""
+        return self._records.manifest()
 
     def place(self, record: int) -> str:
         """Where the record came from."""
@@ -120,6 +132,12 @@ def read_records(records: Records, ids: tf.Tensor) -> tf.Tensor:
         lambda ids: np.array(records.read(ids), dtype=object), [ids], tf.string, stateful=False
     )
     return tf.ensure_shape(read, ids.shape)
+
+
+def names_and_sizes(paths: Sequence[pathlib.Path]) -> Iterator[str]:
+    """Yields each file's name and size in bytes; where the file lies does not matter."""
+    for path in paths:
+        yield f"{path.name} {path.stat().st_size}"
 
 
 def allow_open_files(count: int) -> None:

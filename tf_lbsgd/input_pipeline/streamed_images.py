@@ -1,12 +1,13 @@
 """Images in TFRecord files that are read from the front; their shuffle is approximate."""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import tensorflow as tf
 
 from tf_lbsgd.input_pipeline.examples import ExampleFormat
 from tf_lbsgd.input_pipeline.image_decoding import CHANNELS, decode_batch
+from tf_lbsgd.input_pipeline.records import names_and_sizes
 from tf_lbsgd.input_pipeline.sources import Source
 from tf_lbsgd.input_pipeline.stream_order import (
     RecordStream,
@@ -40,13 +41,18 @@ class StreamedImages(Source):
           image_size: Side of the square that is delivered, in pixels.
           shuffle_buffer: Records that all workers together keep to choose from.
         """
-        self._paths = [str(path) for path in paths]
+        self._paths = list(paths)
         self._counts = list(counts)
         self._format = example_format
         self._shuffle_buffer = shuffle_buffer
         self.num_examples = sum(self._counts)
         self.class_names = example_format.class_names
         self.image_shape = (image_size, image_size, CHANNELS)
+
+    def manifest(self) -> Iterator[str]:
+        """Adds the files."""
+        yield from super().manifest()
+        yield from names_and_sizes(self._paths)
 
     def training_batches(
         self,
@@ -85,8 +91,8 @@ class StreamedImages(Source):
         return self._decode(records, augmentation="none", seed=0)
 
     def _stream(self) -> RecordStream:
-        paths = tf.constant(self._paths)
-        is_compressed = tf.constant([path.endswith(".gz") for path in self._paths])
+        paths = tf.constant([str(path) for path in self._paths])
+        is_compressed = tf.constant([path.suffix == ".gz" for path in self._paths])
 
         def read_file(file: tf.Tensor) -> tf.data.Dataset:
             compression = tf.where(is_compressed[file], "GZIP", "")
