@@ -74,9 +74,9 @@ def run_training(prepared: PreparedRun, notice: PreemptionNotice | None = None) 
         print(f"This run is complete: {run_folder.path}")
         return result
 
-    strategy = distribution.create_strategy(prepared.cluster)
     notice = notice or PreemptionNotice()
-    notice.heed()
+    notice.heed()  # all workers are here: whoever left alone now would leave the others waiting
+    strategy = distribution.create_strategy(prepared.cluster)
     watchdog = Watchdog(run_folder.logs, prepared.cluster, prepared.options.step_timeout_secs)
     with watchdog:
         try:
