@@ -88,95 +88,121 @@ def create_sets(
     Args:
         base: The baseline.
         large_batch: kn of the runs that are compared with it.
-        seeds: Number of seeds of each set; None: five for table 1, one to tune, else three.
+        seeds: At most so many runs of each recipe; None: as many as each set wants.
     """
-    change = dataclasses.replace
-    large = change(base, global_batch_size=large_batch)
-    rate, k = base.base_learning_rate, large_batch // base.global_batch_size
-    batches = [kn for kn in FIGURE_3_BATCHES if base.dataset == BASE.dataset or kn <= large_batch]
     sets = {
-        "tune": ExperimentSet(
-            f"The rate at kn = {base.global_batch_size}",
-            {f"rate {r:g}": change(base, base_learning_rate=r) for r in TUNE_RATES},
-            1,
-        ),
-        "table1": ExperimentSet(
-            f"Table 1: warmup at kn = {large_batch}",
-            {
-                f"baseline, kn = {base.global_batch_size}": base,
-                "no warmup": change(large, warmup="none"),
-                "constant warmup": change(large, warmup="constant"),
-                "gradual warmup": large,
-            },
-            5,
-        ),
-        "figure3": ExperimentSet(
-            "Figure 3: error against minibatch size",
-            {f"kn = {kn}": change(base, global_batch_size=kn) for kn in batches},
-            3,
-        ),
-        "table2a": ExperimentSet(
-            f"Table 2a: rates at kn = {large_batch}",
-            {
-                f"{rate / 2:g} x {k}": change(large, base_learning_rate=rate / 2),
-                f"{rate:g} x {k} (the linear rule)": large,
-                f"{rate * 2:g} x {k}": change(large, base_learning_rate=rate * 2),
-                f"{rate:g} (unscaled)": change(large, reference_batch_size=large_batch),
-                # Warmed up from the base rate to sqrt(k) times it.
-                f"{rate:g} x sqrt {k}": change(
-                    large, reference_batch_size=round(large_batch / math.sqrt(k))
-                ),
-            },
-            3,
-        ),
-        "table2b": ExperimentSet(
-            "Table 2b: gamma of each block's last batch norm",
-            {
-                f"kn = {recipe.global_batch_size}, gamma = {0 if zero else 1}": change(
-                    recipe, zero_gamma=zero
-                )
-                for recipe in (base, large)
-                for zero in (False, True)
-            },
-            3,
-        ),
-        "batch_norm": ExperimentSet(
-            "n fixed against n that grows with kn",
-            {
-                f"kn = {kn}, n = {n}": change(base, global_batch_size=kn, micro_batch_size=n)
-                for kn in (8 * base.global_batch_size, large_batch)
-                for n in (base.micro_batch_size, kn)
-            },
-            3,
-        ),
-        "beyond": ExperimentSet(
-            f"Beyond the linear rule, kn = {4 * large_batch}",
-            {
-                "linear rule": change(base, global_batch_size=4 * large_batch),
-                **{
-                    f"LARS, rate {rate:g}": change(
-                        base,
-                        global_batch_size=4 * large_batch,
-                        reference_batch_size=4 * large_batch,
-                        optimizer="lars",
-                        base_learning_rate=rate,
-                        decay="polynomial",
-                    )
-                    for rate in (2.0, 4.0, 8.0)
-                },
-                f"batch grown from {large_batch // 4}, x 4 twice": change(
-                    base,
-                    global_batch_size=large_batch // 4,
-                    batch_growth_epochs=(base.epochs // 3, 2 * base.epochs // 3),
-                    batch_growth_factor=4,
-                ),
-            },
-            3,
-        ),
+        "tune": tune(base),
+        "table1": table_1(base, large_batch),
+        "figure3": figure_3(base, large_batch),
+        "figure4": figure_4(base, large_batch),
+        "table2a": table_2a(base, large_batch),
+        "table2b": table_2b(base, large_batch),
+        "batch_norm": batch_norm(base, large_batch),
+        "beyond": beyond(base, large_batch),
     }
     if seeds is None:
         return sets
-    return {name: change(s, num_seeds=min(seeds, s.num_seeds)) for name, s in sets.items()}
+    return {n: dataclasses.replace(s, num_seeds=min(seeds, s.num_seeds)) for n, s in sets.items()}
+
+
+def tune(base: Recipe) -> ExperimentSet:
+    """The one rate that is searched for; all others follow from it."""
+    cells = {f"rate {r:g}": dataclasses.replace(base, base_learning_rate=r) for r in TUNE_RATES}
+    return ExperimentSet(f"The rate at kn = {base.global_batch_size}", cells, 1)
+
+
+def table_1(base: Recipe, large_batch: int) -> ExperimentSet:
+    """Ways to warm up."""
+    large = dataclasses.replace(base, global_batch_size=large_batch)
+    cells = {
+        f"baseline, kn = {base.global_batch_size}": base,
+        "no warmup": dataclasses.replace(large, warmup="none"),
+        "constant warmup": dataclasses.replace(large, warmup="constant"),
+        "gradual warmup": large,
+    }
+    return ExperimentSet(f"Table 1: warmup at kn = {large_batch}", cells, 5)
+
+
+def figure_3(base: Recipe, large_batch: int) -> ExperimentSet:
+    """Minibatches from the baseline's until the linear rule breaks."""
+    batches = [kn for kn in FIGURE_3_BATCHES if base.dataset == BASE.dataset or kn <= large_batch]
+    cells = {f"kn = {kn}": dataclasses.replace(base, global_batch_size=kn) for kn in batches}
+    return ExperimentSet("Figure 3: error against minibatch size", cells, 3)
+
+
+def figure_4(base: Recipe, large_batch: int) -> ExperimentSet:
+    """Curves of the two that are claimed to match."""
+    cells = {
+        f"kn = {kn}": dataclasses.replace(base, global_batch_size=kn)
+        for kn in (base.global_batch_size, large_batch)
+    }
+    return ExperimentSet("Figure 4: curves of the baseline and of the large minibatch", cells, 5)
+
+
+def table_2a(base: Recipe, large_batch: int) -> ExperimentSet:
+    """Rates below, at and above the linear rule's."""
+    large = dataclasses.replace(base, global_batch_size=large_batch)
+    rate, k = base.base_learning_rate, large_batch // base.global_batch_size
+    # Warmed up from the base rate to sqrt(k) times it.
+    root_reference = round(large_batch / math.sqrt(k))
+    cells = {
+        f"{rate / 2:g} x {k}": dataclasses.replace(large, base_learning_rate=rate / 2),
+        f"{rate:g} x {k} (the linear rule)": large,
+        f"{rate * 2:g} x {k}": dataclasses.replace(large, base_learning_rate=rate * 2),
+        f"{rate:g} (unscaled)": dataclasses.replace(large, reference_batch_size=large_batch),
+        f"{rate:g} x sqrt {k}": dataclasses.replace(large, reference_batch_size=root_reference),
+    }
+    return ExperimentSet(f"Table 2a: rates at kn = {large_batch}", cells, 3)
+
+
+def table_2b(base: Recipe, large_batch: int) -> ExperimentSet:
+    """What zero gamma does for a small and a large minibatch."""
+    cells = {
+        f"kn = {kn}, gamma = {0 if zero else 1}": dataclasses.replace(
+            base, global_batch_size=kn, zero_gamma=zero
+        )
+        for kn in (base.global_batch_size, large_batch)
+        for zero in (False, True)
+    }
+    return ExperimentSet("Table 2b: gamma of each block's last batch norm", cells, 3)
+
+
+def batch_norm(base: Recipe, large_batch: int) -> ExperimentSet:
+    """Section 2.3: the loss changes when n, the images that share their statistics, does."""
+    cells = {
+        f"kn = {kn}, n = {n}": dataclasses.replace(base, global_batch_size=kn, micro_batch_size=n)
+        for kn in (8 * base.global_batch_size, large_batch)
+        for n in (base.micro_batch_size, kn)
+    }
+    return ExperimentSet("n fixed against n that grows with kn", cells, 3)
+
+
+def beyond(base: Recipe, large_batch: int) -> ExperimentSet:
+    """Later methods, where the linear rule no longer holds."""
+    kn = 4 * large_batch
+    lars = {
+        f"LARS, rate {rate:g}": dataclasses.replace(
+            base,
+            global_batch_size=kn,
+            reference_batch_size=kn,
+            optimizer="lars",
+            base_learning_rate=rate,
+            decay="polynomial",
+        )
+        for rate in (2.0, 4.0, 8.0)
+    }
+    grown = dataclasses.replace(
+        base,
+        global_batch_size=large_batch // 4,
+        batch_growth_epochs=(base.epochs // 3, 2 * base.epochs // 3),
+        batch_growth_factor=4,
+    )
+    cells = {
+        "linear rule": dataclasses.replace(base, global_batch_size=kn),
+        **lars,
+        f"batch grown from {large_batch // 4}, x 4 twice": grown,
+    }
+    return ExperimentSet(f"Beyond the linear rule, kn = {kn}", cells, 3)
 
 
 _SETS = tuple(create_sets(BASE, LARGE_BATCH))

@@ -24,7 +24,7 @@ def sets(tool):
 
 def test_every_table_has_the_seeds_it_promises(sets):
     seeds = {name: s.num_seeds for name, s in sets.items()}
-    assert seeds.pop("table1") == 5
+    assert seeds.pop("table1") == seeds.pop("figure4") == 5
     assert seeds.pop("tune") == 1
     assert set(seeds.values()) == {3}
 
@@ -48,6 +48,7 @@ def test_figure_3_keeps_n_and_the_rate_per_image(tool, sets):
 def test_sets_share_their_common_runs(sets):
     table1, figure3 = set(sets["table1"].runs()), set(sets["figure3"].runs())
     assert len(table1 & figure3) == 2 * 3  # baseline and gradual warmup, three seeds
+    assert set(sets["figure4"].runs()) <= table1
 
 
 def test_p_value_of_separated_groups_is_one_division_of_all(tool):
