@@ -45,8 +45,8 @@ BASE = Recipe(
     precision="bfloat16",
 )
 LARGE_BATCH = 1024  # 32 times the baseline's, as in the paper
-TUNE_RATES = (0.00625, 0.0125, 0.025, 0.05, 0.1)
-FIGURE_3_BATCHES = tuple(32 * 2**i for i in range(9))  # 32 to 8192
+TUNE_RATES = (0.00625, 0.0125, 0.025, 0.05, 0.1, 0.2)
+FIGURE_3_BATCHES = tuple(32 * 2**i for i in range(8))  # 32 to 4096
 
 _QUICK = {"dataset": "fashion_mnist_10k", "epochs": 10}
 _QUICK_LARGE_BATCH = 256
