@@ -93,6 +93,29 @@ def test_a_missing_worker_is_named_on_every_worker(addresses, tmp_path):
     assert outcomes == [outcomes[0]] * 2
 
 
+@pytest.mark.parametrize("index", [0, 1])
+def test_whoever_cannot_start_says_so_to_all_others(addresses, tmp_path, index):
+    parts = workers(addresses, tmp_path)
+    del parts[index]
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        refusing = pool.submit(preflight.refuse, Cluster(addresses, index), "No data here.")
+        outcomes = meet(*parts)
+        refusing.result()
+    assert outcomes == [outcomes[0]] * 2
+    assert outcomes[0].startswith(f"Worker {index} ({addresses[index]})")
+    assert outcomes[0].endswith("cannot start. No data here.")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_whoever_cannot_start_does_not_wait_for_others(addresses, monkeypatch):
+    monkeypatch.setattr(preflight, "_REFUSAL_SECS", 0.5)
+    for index in (0, 1):
+        started = time.monotonic()
+        preflight.refuse(Cluster(addresses, index), "No data here.")
+        assert time.monotonic() - started < 5
+    preflight.refuse(Cluster(), "No data here.")  # no others: returns
+
+
 def test_whoever_waits_hears_for_whom(addresses, tmp_path, monkeypatch):
     monkeypatch.setattr(preflight, "_REMIND_SECS", 0.3)
     said: list[str] = []

@@ -12,7 +12,8 @@ other over the addresses that TensorFlow will use, with plain sockets, one JSON 
     worker => chief    {"lbsgd": "i am", "task_index": I}     it is reachable under it
     chief  -> worker   {"lbsgd": "verdict", "problems": [...], "warnings": [...]}
 
-All get the same verdict. Whatever else connects to a port is ignored.
+All get the same verdict. A worker that cannot start comes as well, to say why: its report has a
+"refusal", or as the chief it makes that its verdict. Whatever else connects to a port is ignored.
 """
 
 import asyncio
@@ -34,6 +35,7 @@ _LARGEST_LINE = 2**20  # bytes
 _ANSWER_SECS = 10.0  # a worker that is there answers at once
 _RETRY_SECS = 0.2
 _REMIND_SECS = 10.0
+_REFUSAL_SECS = 5.0  # workers of one command start within seconds
 _LARGEST_CLOCK_SKEW_SECS = 5.0
 
 _Message = dict[str, Any]
@@ -53,6 +55,7 @@ class Preflight:
         shared_folder: The run folder, which all must see; made by the chief.
         timeout_secs: How long to wait for the others.
         say: Takes a line for whoever waits.
+        refusal: Why this worker cannot start; empty: it can.
     """
 
     cluster: Cluster
@@ -60,6 +63,7 @@ class Preflight:
     shared_folder: Path
     timeout_secs: float
     say: Callable[[str], None] = print
+    refusal: str = ""
 
     def meet(self) -> list[str]:
         """Returns warnings when all workers are there and agree; frees the port again.
@@ -151,8 +155,7 @@ class Preflight:
             async with asyncio.timeout(_ANSWER_SECS):
                 await _send(writer, "report", self._report())
                 token = await _receive(reader, "token")
-                is_seen = await _appears(self.shared_folder / str(token.get("name")))
-                await _send(writer, "token", {"is_seen": is_seen})
+                await _send(writer, "token", {"is_seen": await self._sees(str(token["name"]))})
             # The chief gives up by its own clock, and says so to those that are there.
             async with asyncio.timeout_at(
                 asyncio.get_running_loop().time() + deadline - time.monotonic() + _ANSWER_SECS * 3
@@ -160,6 +163,10 @@ class Preflight:
                 while (message := await _receive(reader, "waiting", "verdict")).get("for"):
                     self.say(f"Waiting for {message['for']}")
                 return message
+
+    async def _sees(self, name: str) -> bool:
+        """Whether the chief's file is in the run folder; who does not start need not look."""
+        return not name or bool(self.refusal) or await _appears(self.shared_folder / name)
 
     async def _say_who(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await _receive(reader, "who")
@@ -171,6 +178,7 @@ class Preflight:
             "task_index": self.cluster.task_index,
             "workers": list(self.cluster.workers),
             "facts": dict(self.facts),
+            "refusal": self.refusal,
             "time": time.time(),
         }
 
@@ -219,6 +227,8 @@ class _Meeting:
 
     def problems(self, *, are_all_there: bool = True) -> list[str]:
         """Sentences about what does not fit, among the workers that are there if not all are."""
+        if self._preflight.refusal:
+            return [f"{self._name(0)}, the chief, cannot start. {self._preflight.refusal}"]
         found = list(self._misfits)
         for index, report in sorted(self._reports.items()):
             found += self._differences(index, report)
@@ -268,6 +278,8 @@ class _Meeting:
         return ""
 
     def _differences(self, index: int, report: _Message) -> list[str]:
+        if report["refusal"]:
+            return [f"{self._name(index)} cannot start. {report['refusal']}"]
         theirs, ours = report["facts"], self._preflight.facts
         found = [
             f"{self._name(index)} differs from the chief in {field}. "
@@ -285,6 +297,19 @@ class _Meeting:
 
     def _name(self, task_index: int) -> str:
         return f"Worker {task_index} ({self._cluster.workers[task_index]})"
+
+
+def refuse(cluster: Cluster, reason: str) -> None:
+    """Tells the other workers, those that come within 5 s, why this one does not start.
+
+    Otherwise they would wait for it, and not learn more than that it did not come.
+    """
+    if not cluster.is_multi_worker:
+        return
+    nothing_shared, nobody = Path(), lambda _: None
+    part = Preflight(cluster, {}, nothing_shared, _REFUSAL_SECS, say=nobody, refusal=reason)
+    with contextlib.suppress(PreflightError):  # our own refusal, or nobody is there
+        part.meet()
 
 
 def check_port_is_free(cluster: Cluster) -> None:
@@ -343,6 +368,9 @@ async def _listening(
 @contextlib.asynccontextmanager
 async def _token_file(preflight: Preflight) -> AsyncIterator[str]:
     """Puts a file that nobody could guess into the shared folder, for the time of the block."""
+    if preflight.refusal:
+        yield ""
+        return
     name = f".preflight-{uuid.uuid4().hex}"
     path = preflight.shared_folder / name
     path.parent.mkdir(parents=True, exist_ok=True)

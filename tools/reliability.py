@@ -83,9 +83,9 @@ def format_table(rows: Sequence[Sequence[str]]) -> str:
 _PREAMBLE = """# What a run survives
 
 Made by `python tools/reliability.py --num_workers=2,4 --output=docs/reliability.md`, which says
-what each row does, on {cores} CPU cores. Workers are processes of one thread each, which train a resnet8 on
-synthetic images for 78 steps. "Left over" are processes and listening ports after the experiment
-(figure 9).
+what each row does, on {cores} CPU cores. Workers are processes of one thread each, which train a
+resnet8 on synthetic images for 78 steps. "Left over" are processes and listening ports after the
+experiment (figure 9).
 
 """
 

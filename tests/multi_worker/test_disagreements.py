@@ -83,6 +83,16 @@ def test_unequal_flags_and_data_are_named_on_both(addresses, tmp_path):
     assert_nothing_was_trained(run_dir)
 
 
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_worker_without_data_tells_the_other(index, addresses, tmp_path):
+    flags = [(), ()]
+    flags[index] = (f"--dataset=folder:{tmp_path / 'absent'}",)
+    said = refusals(*(train(Cluster(addresses, i), tmp_path / "run", *flags[i]) for i in (0, 1)))
+    assert f"{tmp_path / 'absent'}" in said[index]
+    assert said[1 - index].startswith(f"Error: Worker {index} ({addresses[index]})")
+    assert said[index].removeprefix("Error: ") in said[1 - index]
+
+
 def test_a_run_folder_of_one_s_own_is_named_on_both(addresses, tmp_path):
     run_dirs = tmp_path / "a", tmp_path / "b"
     said = refusals(*(train(Cluster(addresses, i), run_dirs[i]) for i in (0, 1)))

@@ -6,6 +6,7 @@ With TF_CONFIG (or under SLURM) it is one worker of a cluster; start the same co
 worker. `python -m tf_lbsgd.cli.launch` does so for several workers on one machine.
 """
 
+from tf_lbsgd import preflight
 from tf_lbsgd.cli import flag_definitions, process
 from tf_lbsgd.cluster import Cluster
 from tf_lbsgd.run_folder import RunFolder
@@ -26,7 +27,11 @@ def main(_: list[str]) -> None:
         from tf_lbsgd.preparation import prepare_run
         from tf_lbsgd.training import run_training
 
-        prepared = prepare_run(recipe, cluster, run_folder.path, options)
+        try:
+            prepared = prepare_run(recipe, cluster, run_folder.path, options)
+        except ValueError as error:
+            preflight.refuse(cluster, str(error))
+            raise
     process.send_standard_error_to(run_folder.log(cluster.task_index), chatter)
     result = run_training(prepared, notice)
     if cluster.is_chief:
