@@ -40,7 +40,7 @@ BASE = Recipe(
     global_batch_size=32,
     micro_batch_size=32,
     reference_batch_size=32,
-    base_learning_rate=0.025,
+    base_learning_rate=0.1,
     epochs=12,
     precision="bfloat16",
 )
