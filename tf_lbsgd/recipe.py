@@ -14,7 +14,13 @@ from typing import Any
 MODELS = ("resnet50", "resnet101", "resnet152", "resnet8", "resnet20", "resnet56")
 NAMED_DATASETS = ("fashion_mnist_10k", "fashion_mnist")
 DATASET_SCHEMES = ("folder", "tfrecord", "arrayrecord", "tfds", "synthetic")
-AUGMENTATIONS = ("auto", "none", "pad_crop", "random_resized_crop")
+AUGMENTATIONS = (
+    "auto",
+    "none",
+    "pad_crop",
+    "random_resized_crop",
+    "random_resized_crop_scaled",
+)
 OPTIMIZERS = ("momentum", "lars")
 WARMUPS = ("gradual", "constant", "none")
 DECAYS = ("step", "cosine", "polynomial")

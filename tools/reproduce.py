@@ -72,7 +72,7 @@ class ExperimentSet:
     num_seeds: int
 
     def runs(self) -> list[Recipe]:
-        """Returns all its recipes, seed by seed, so that every cell has one run early."""
+        """Returns all its recipes, with each of its seeds."""
         return [
             dataclasses.replace(recipe, seed=seed)
             for seed in range(self.num_seeds)
@@ -227,8 +227,9 @@ def main(_: list[str]) -> None:
     chosen = {name: sets[name] for name in _SET.value or _SETS}
     if not _FIGURES_ONLY.value:
         known = read_results(results)
-        runs = itertools.chain.from_iterable(s.runs() for s in chosen.values())
-        missing = [recipe for recipe in dict.fromkeys(runs) if recipe not in known]
+        runs = dict.fromkeys(recipe for s in chosen.values() for recipe in s.runs())
+        missing = [recipe for recipe in runs if recipe not in known]
+        missing.sort(key=lambda recipe: recipe.seed)  # every cell has one run early
         concurrent = _CONCURRENT.value or len(os.sched_getaffinity(0))
         train_all(missing, concurrent, Path(_RUN_DIR.value), results)
     known = read_results(results)

@@ -154,6 +154,42 @@ def test_large_images_are_antialiased(tmp_path):
     np.testing.assert_allclose(images.astype(float), 127.5, atol=20)
 
 
+def test_scaled_decoding_takes_the_same_crops_of_large_images(tmp_path):
+    photo = Image.fromarray(smooth_picture(90, 120)).resize((1200, 900), Image.Resampling.BICUBIC)
+    save(tmp_path / "train/c/1.jpg", np.asarray(photo), quality=95)
+    source = open_source(f"folder:{tmp_path}", None, 64, "train")
+    exact, scaled = (
+        crops_of_one_file(source, augmentation, 30).astype(float)
+        for augmentation in ("random_resized_crop", "random_resized_crop_scaled")
+    )
+    errors = np.abs(exact - scaled).mean(axis=(1, 2, 3))
+    # Grey levels of 255. What is left is the crop, rounded to pixels of the scaled image.
+    assert 0 < errors.mean() < 2.5
+    other_crops = np.abs(exact - np.roll(scaled, 1, axis=0)).mean(axis=(1, 2, 3))
+    assert np.all(other_crops > 3 * errors)
+
+
+def test_scaled_decoding_leaves_small_images_and_other_formats_as_they_are(tmp_path):
+    save(tmp_path / "train/c/1.jpg", smooth_picture(100, 120), quality=95)
+    save(tmp_path / "train/c/2.png", smooth_picture(900, 900))
+    source = open_source(f"folder:{tmp_path}", None, 64, "train")
+    exact, scaled = (
+        next(
+            training_dataset(
+                source,
+                global_batch_size=2,
+                micro_batch_size=2,
+                num_replicas=1,
+                replica_ids=[0],
+                seed=0,
+                augmentation=augmentation,
+            ).as_numpy_iterator()
+        )[0]
+        for augmentation in ("random_resized_crop", "random_resized_crop_scaled")
+    )
+    np.testing.assert_array_equal(exact, scaled)
+
+
 def test_random_crops_are_flipped_half_of_the_time_and_vary(tmp_path):
     columns = np.arange(0, 250, dtype=np.uint8)
     ramp = np.broadcast_to(columns[np.newaxis, :, np.newaxis], (250, 250, 3))

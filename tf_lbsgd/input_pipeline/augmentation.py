@@ -12,7 +12,9 @@ import tensorflow as tf
 
 from tf_lbsgd.input_pipeline.random_numbers import per_sample_uniform
 
-AUGMENTATIONS = ("none", "pad_crop", "random_resized_crop")
+# The scaled one decodes large JPEGs at a fraction of their size; on decoded images it is the other.
+RESIZED_CROPS = ("random_resized_crop", "random_resized_crop_scaled")
+AUGMENTATIONS = ("none", "pad_crop", *RESIZED_CROPS)
 
 PAD_CROP_DRAWS = 3  # y, x, flip
 _CROP_TRIES = 10
@@ -32,7 +34,7 @@ def augment_batch(
 
     Args:
       images: uint8 [m, height, width, channels].
-      augmentation: "none", "pad_crop" or "random_resized_crop".
+      augmentation: One of AUGMENTATIONS.
       seed: The run's seed.
       epoch: int64 scalar.
       ids: int64 [m], the images' sample ids.
@@ -42,7 +44,7 @@ def augment_batch(
     """
     if augmentation == "pad_crop":
         return pad_crop(images, per_sample_uniform(seed, epoch, ids, PAD_CROP_DRAWS))
-    if augmentation == "random_resized_crop":
+    if augmentation in RESIZED_CROPS:
         return random_resized_crop(images, per_sample_uniform(seed, epoch, ids, RESIZED_CROP_DRAWS))
     return images
 

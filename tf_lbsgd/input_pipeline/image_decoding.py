@@ -1,6 +1,7 @@
 """Encoded images (JPEG, PNG) to the uint8 images that a network takes."""
 
 import abc
+import functools
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ import tensorflow as tf
 from tf_lbsgd.input_pipeline.augmentation import (
     RESIZED_CROP_BOX_DRAWS,
     RESIZED_CROP_DRAWS,
+    RESIZED_CROPS,
     augment_batch,
     center_crop_box,
     random_resized_crop_box,
@@ -31,6 +33,8 @@ _IN_FLIGHT = {"parallel_iterations": len(os.sched_getaffinity(0))}
 # 500 pixels, the longer side of most images of ImageNet, shrink to 224 by 2.23. On photos, plain
 # bilinear sampling differs from Pillow's by 1.3 grey levels at 2, by 1.9 at 2.23, by 3.2 at 3.
 _PLAIN_BILINEAR_SHRINK = 2.25
+
+_JPEG_RATIOS = (2, 4, 8)  # at which libjpeg decodes directly
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_WIDTH_AT = 16  # bytes from the start; its height follows (PNG specification, 11.2.1)
@@ -132,7 +136,8 @@ def decode_batch(
     )
     heights, widths = shapes[:, 0], shapes[:, 1]
     uniforms = per_sample_uniform(seed, epoch, ids, RESIZED_CROP_DRAWS)
-    random_box = augmentation == "random_resized_crop"
+    random_box = augmentation in RESIZED_CROPS
+    decode = _decode_scaled_and_crop if augmentation.endswith("_scaled") else _decode_and_crop
     if random_box:
         boxes = random_resized_crop_box(uniforms[:, :RESIZED_CROP_BOX_DRAWS], heights, widths)
         flips = uniforms[:, -1] < 0.5
@@ -142,7 +147,7 @@ def decode_batch(
 
     def decode_one(element: tuple[tf.Tensor, tf.Tensor, tf.Tensor]) -> tf.Tensor:
         one, box, flip = element
-        image = _resize(_decode_and_crop(one, box), image_size)
+        image = _resize(decode(one, box, image_size), image_size)
         return tf.cond(flip, lambda: tf.reverse(image, [1]), lambda: image)
 
     images = tf.map_fn(
@@ -178,7 +183,7 @@ def _shape(encoded: tf.Tensor) -> tf.Tensor:
     )
 
 
-def _decode_and_crop(encoded: tf.Tensor, box: tf.Tensor) -> tf.Tensor:
+def _decode_and_crop(encoded: tf.Tensor, box: tf.Tensor, _: int) -> tf.Tensor:
     """Decodes a file, if it is a JPEG only the part in the box; the contents decide, not the name.
 
     (ImageNet has a PNG named .JPEG, and JPEGs in CMYK.)
@@ -203,6 +208,41 @@ def _decode_and_crop(encoded: tf.Tensor, box: tf.Tensor) -> tf.Tensor:
         return image[y : y + height, x : x + width]
 
     return tf.cond(tf.io.is_jpeg(encoded), crop_jpeg, crop_other)
+
+
+def _decode_scaled_and_crop(encoded: tf.Tensor, box: tf.Tensor, image_size: int) -> tf.Tensor:
+    """As `_decode_and_crop`, but a JPEG is decoded at 1/2, 1/4 or 1/8 where the crop allows it.
+
+    That is, where the crop stays no smaller than the square it is resized to. libjpeg then computes
+    fewer pixels of each block of 8 x 8 (Pillow calls it draft mode). The crop is rounded outwards
+    to pixels of the scaled image.
+
+    Args:
+      encoded: string [], the file.
+      box: int32 [4], (y, x, height, width) in pixels of the whole image.
+      image_size: Side of the square that the crop will be resized to, pixels.
+
+    Returns:
+      uint8 [box height / scale, box width / scale, 3].
+    """
+
+    def crop_scaled(ratio: int) -> tf.Tensor:
+        image = tf.io.decode_jpeg(
+            encoded, channels=CHANNELS, ratio=ratio, dct_method="INTEGER_ACCURATE"
+        )
+        (top, left), (bottom, right) = (
+            tf.unstack(box[:2] // ratio),
+            tf.unstack(-(-(box[:2] + box[2:]) // ratio)),
+        )
+        return image[top:bottom, left:right]
+
+    fits = tf.reduce_min(box[2:]) >= [ratio * image_size for ratio in _JPEG_RATIOS]
+    num_fitting = tf.reduce_sum(tf.cast(fits, tf.int32))
+    branches = [functools.partial(crop_scaled, ratio) for ratio in _JPEG_RATIOS]
+    return tf.switch_case(
+        tf.where(tf.io.is_jpeg(encoded), num_fitting, 0),
+        [lambda: _decode_and_crop(encoded, box, image_size), *branches],
+    )
 
 
 def _resize(image: tf.Tensor, image_size: int) -> tf.Tensor:

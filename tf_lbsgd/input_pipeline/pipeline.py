@@ -36,7 +36,7 @@ def training_dataset(
       num_replicas: R, replicas of the whole cluster; divides global_batch_size.
       replica_ids: The replicas of this worker, in the order in which they take elements.
       seed: The run's seed; order and crops follow from it.
-      augmentation: "none", "pad_crop" or "random_resized_crop".
+      augmentation: One of AUGMENTATIONS.
       with_ids: Deliver the sample ids too, for an audit of what a step was given.
       start_step: Global step (counted from the start of training) of the first batch.
       num_threads: Threads of a pool of its own; None shares TensorFlow's.
