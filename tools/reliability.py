@@ -15,6 +15,7 @@ the project that run their claims; they are run here and counted.
 import dataclasses
 import json
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,7 +64,8 @@ def run_experiment(experiment: Experiment, num_workers: str, folder: Path) -> Ou
         return Outcome(**json.loads(kept.read_text()))
     repetitions = _REPETITIONS.value or experiment.repetitions
     work = folder / f"figure-{experiment.figure}-workers-{num_workers}"
-    work.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(work, ignore_errors=True)  # an experiment that was interrupted begins anew
+    work.mkdir(parents=True)
     with tqdm(total=repetitions, desc=f"figure {experiment.figure}, {num_workers} workers") as bar:
         outcome = experiment.measure(
             work, int(num_workers) if num_workers.isdigit() else 1, repetitions, bar
