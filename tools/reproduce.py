@@ -5,10 +5,10 @@
     python tools/reproduce.py                          # all sets
     python tools/reproduce.py --figures_only           # tables and figures from results/ alone
 
-A set is some recipes, each run with several seeds. Runs are trained side by side, one thread each;
-a recipe that several sets share is trained once. A run that is complete is kept as one JSON file in
---results, and never repeated; one that was interrupted is continued. Tables and figures go to
---output.
+A set is some recipes, each run with several seeds. Runs are trained side by side, one thread for
+each worker; one that several sets share is trained once. A run that is complete is kept as one JSON
+file in --results, and never repeated; one that was interrupted is continued. Tables and figures go
+to --output.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from absl import app, flags
@@ -58,6 +58,25 @@ _ONE_THREAD = dict.fromkeys(
 
 
 @dataclasses.dataclass(frozen=True)
+class Run:
+    """A recipe, which says what is trained, on so many local workers of one thread each."""
+
+    recipe: Recipe
+    num_workers: int = 1
+
+    def __str__(self) -> str:
+        """Names the run for people; the recipe's digest tells it from others."""
+        workers = f"-{self.num_workers}workers" if self.num_workers > 1 else ""
+        recipe = self.recipe
+        return f"{recipe.model}-kn{recipe.global_batch_size}{workers}-seed{recipe.seed}"
+
+    @property
+    def file_name(self) -> str:
+        """Of its folder and its record, without a suffix."""
+        return f"{self}-{self.recipe.digest()[:8]}"
+
+
+@dataclasses.dataclass(frozen=True)
 class ExperimentSet:
     """A table or figure of the paper.
 
@@ -65,19 +84,25 @@ class ExperimentSet:
         title: What it shows.
         cells: A recipe for each row, by name; its seed is the first one.
         num_seeds: Runs of each.
+        num_workers: Of cells that are not trained in one process, by name.
     """
 
     title: str
     cells: dict[str, Recipe]
     num_seeds: int
+    num_workers: dict[str, int] = dataclasses.field(default_factory=dict)
 
-    def runs(self) -> list[Recipe]:
-        """Returns all its recipes, with each of its seeds."""
+    def runs_of(self, label: str) -> list[Run]:
+        """Returns a cell's runs, one a seed."""
+        num_workers = self.num_workers.get(label, 1)
         return [
-            dataclasses.replace(recipe, seed=seed)
+            Run(dataclasses.replace(self.cells[label], seed=seed), num_workers)
             for seed in range(self.num_seeds)
-            for recipe in self.cells.values()
         ]
+
+    def runs(self) -> list[Run]:
+        """Returns the runs of all its cells."""
+        return [run for label in self.cells for run in self.runs_of(label)]
 
 
 def create_sets(
@@ -97,6 +122,7 @@ def create_sets(
         "figure4": figure_4(base, large_batch),
         "table2a": table_2a(base, large_batch),
         "table2b": table_2b(base, large_batch),
+        "workers": workers(base, large_batch),
         "batch_norm": batch_norm(base, large_batch),
         "beyond": beyond(base, large_batch),
     }
@@ -167,6 +193,17 @@ def table_2b(base: Recipe, large_batch: int) -> ExperimentSet:
     return ExperimentSet("Table 2b: gamma of each block's last batch norm", cells, 3)
 
 
+def workers(base: Recipe, large_batch: int) -> ExperimentSet:
+    """Sections 3 and 5.1: k micro-batches in one process, or k / 2 on each of two workers."""
+    large = dataclasses.replace(base, global_batch_size=large_batch)
+    k = large_batch // base.micro_batch_size
+    on_two = f"2 workers, {k // 2} micro-batches each"
+    cells = {f"1 process, {k} micro-batches": large, on_two: large}
+    return ExperimentSet(
+        f"The cluster makes no difference, kn = {large_batch}", cells, 3, {on_two: 2}
+    )
+
+
 def batch_norm(base: Recipe, large_batch: int) -> ExperimentSet:
     """Section 2.3: the loss changes when n, the images that share their statistics, does."""
     cells = {
@@ -212,7 +249,7 @@ _RUN_DIR = flags.DEFINE_string("run_dir", "runs/reproduce", "Where runs under wa
 _RESULTS = flags.DEFINE_string("results", "results", "Where complete runs are kept.")
 _OUTPUT = flags.DEFINE_string("output", "docs/reproduction", "Where tables and figures go.")
 _SEEDS = flags.DEFINE_integer("seeds", None, "At most so many of each recipe.", lower_bound=1)
-_CONCURRENT = flags.DEFINE_integer("concurrent", None, "Runs at a time. [one a core]")
+_THREADS = flags.DEFINE_integer("threads", None, "For all runs at a time. [one a core]")
 _FIGURES_ONLY = flags.DEFINE_bool("figures_only", False, "Train nothing.")
 
 
@@ -227,64 +264,71 @@ def main(_: list[str]) -> None:
     chosen = {name: sets[name] for name in _SET.value or _SETS}
     if not _FIGURES_ONLY.value:
         known = read_results(results)
-        runs = dict.fromkeys(recipe for s in chosen.values() for recipe in s.runs())
-        missing = [recipe for recipe in runs if recipe not in known]
-        missing.sort(key=lambda recipe: recipe.seed)  # every cell has one run early
-        concurrent = _CONCURRENT.value or len(os.sched_getaffinity(0))
-        train_all(missing, concurrent, Path(_RUN_DIR.value), results)
+        runs = dict.fromkeys(run for s in chosen.values() for run in s.runs())
+        missing = [run for run in runs if run not in known]
+        missing.sort(key=lambda run: run.recipe.seed)  # every cell has one run early
+        num_threads = _THREADS.value or len(os.sched_getaffinity(0))
+        train_all(missing, num_threads, Path(_RUN_DIR.value), results)
     known = read_results(results)
     for name, experiment_set in chosen.items():
         print(write_set(name, experiment_set, known, output))
     print(f"Runs are kept in {results}, tables and figures in {output}")
 
 
-def read_results(folder: Path) -> dict[Recipe, report.RunRecord]:
-    """Returns the complete runs by recipe."""
+def read_results(folder: Path) -> dict[Run, report.RunRecord]:
+    """Returns the records of complete runs."""
     records = (report.read_record(path) for path in sorted(folder.glob("*.json")))
-    return {_recipe_of(record): record for record in records}
+    return {_run_of(record): record for record in records}
 
 
-def _recipe_of(record: report.RunRecord) -> Recipe:
+def _run_of(record: report.RunRecord) -> Run:
     """A field that was added after the run was made has the value that the run had: its default."""
-    return Recipe(**record.recipe)
+    return Run(Recipe(**record.recipe), record.made_by.get("workers", 1))
 
 
-def train_all(recipes: Sequence[Recipe], concurrent: int, folder: Path, results: Path) -> None:
-    """Trains recipes, several at a time, and keeps each one's record when it is done."""
-    waiting, running = list(recipes), dict[subprocess.Popen, Recipe]()
-    total = sum(recipe.epochs for recipe in recipes)
-    print(f"{len(recipes)} runs to do, {concurrent} at a time")
+def train_all(runs: Sequence[Run], num_threads: int, folder: Path, results: Path) -> None:
+    """Trains several at a time, and keeps each one's record when it is done."""
+    waiting, running = list(runs), dict[subprocess.Popen, Run]()
+    total = sum(run.recipe.epochs for run in runs)
+    print(f"{len(runs)} runs to do on {num_threads} threads")
     try:
-        with tqdm(total=total, unit="epoch", disable=not recipes) as bar:
+        with tqdm(total=total, unit="epoch", disable=not runs) as bar:
             done = 0
             while waiting or running:
-                while waiting and len(running) < concurrent:
-                    recipe = waiting.pop(0)
-                    running[start(recipe, folder)] = recipe
+                while waiting and has_room_for(waiting[0], running.values(), num_threads):
+                    run = waiting.pop(0)
+                    running[start(run, folder)] = run
                 time.sleep(_POLL_SECS)
-                for run in [r for r in running if r.poll() is not None]:
-                    recipe = running.pop(run)
-                    keep(run.returncode, recipe, folder, results)
-                    done += recipe.epochs
-                under_way = (RunFolder(run_dir(r, folder)).read_metrics() for r in running.values())
-                bar.n = done + sum(map(len, under_way))
-                bar.set_postfix_str(", ".join(map(title, running.values())), refresh=True)
+                for process_ in [p for p in running if p.poll() is not None]:
+                    run = running.pop(process_)
+                    keep(process_.returncode, run, folder, results)
+                    done += run.recipe.epochs
+                folders = (RunFolder(folder / run.file_name) for run in running.values())
+                bar.n = done + sum(len(run_folder.read_metrics()) for run_folder in folders)
+                bar.set_postfix_str(", ".join(map(str, running.values())), refresh=True)
     finally:
-        for run in running:
-            run.kill()
-            run.wait()
+        for process_ in running:
+            process_.kill()
+            process_.wait()
 
 
-def start(recipe: Recipe, folder: Path) -> subprocess.Popen:
-    """Starts or continues one run on one thread; it ends when this process does."""
-    path = run_dir(recipe, folder)
+def has_room_for(run: Run, running: Collection[Run], num_threads: int) -> bool:
+    """Whether a run finds as many threads as it has workers; alone, it always may."""
+    return not running or sum(r.num_workers for r in (run, *running)) <= num_threads
+
+
+def start(run: Run, folder: Path) -> subprocess.Popen:
+    """Starts or continues one run, a thread a worker; it ends when this process does."""
+    path = folder / run.file_name
     path.mkdir(parents=True, exist_ok=True)
+    train = [f"--run_dir={path}", *flag_definitions.flags_from_recipe(run.recipe)]
+    if run.num_workers > 1:
+        arguments = ["tf_lbsgd.cli.launch", f"--num_workers={run.num_workers}", "--", *train]
+    else:
+        arguments = ["tf_lbsgd.cli.train", *train]
     with (path / "output.log").open("ab") as log:
         return subprocess.Popen(
-            [
-                *(sys.executable, "-m", "tf_lbsgd.cli.train", f"--run_dir={path}"),
-                *flag_definitions.flags_from_recipe(recipe),
-            ],
+            [sys.executable, "-m", *arguments],
             env={**os.environ, **_ONE_THREAD, **process.launcher_environment()},
             stdout=log,
             stderr=log,
@@ -292,28 +336,19 @@ def start(recipe: Recipe, folder: Path) -> subprocess.Popen:
         )
 
 
-def keep(status: int, recipe: Recipe, folder: Path, results: Path) -> None:
+def keep(status: int, run: Run, folder: Path, results: Path) -> None:
     """Writes the record of a run that has ended; stops everything if it failed."""
-    path = run_dir(recipe, folder)
+    path = folder / run.file_name
     if status:
         log = (path / "output.log").read_text(errors="replace")
-        sys.exit(f"{title(recipe)} failed (status {status}):\n{log[-2000:]}")
-    record = dataclasses.replace(report.read_record(path), made_by=provenance())
-    report.write_record(record, results / f"{title(recipe)}-{recipe.digest()[:8]}.json")
-
-
-def run_dir(recipe: Recipe, folder: Path) -> Path:
-    """Where a run is while it is under way."""
-    return folder / f"{title(recipe)}-{recipe.digest()[:8]}"
-
-
-def title(recipe: Recipe) -> str:
-    """Names a run for people; the digest tells it from others."""
-    return f"{recipe.model}-kn{recipe.global_batch_size}-seed{recipe.seed}"
+        sys.exit(f"{run} failed (status {status}):\n{log[-2000:]}")
+    made_by = {**provenance(), "workers": run.num_workers}
+    record = dataclasses.replace(report.read_record(path), made_by=made_by)
+    report.write_record(record, results / f"{run.file_name}.json")
 
 
 def provenance() -> dict[str, str]:
-    """What a record says of its making."""
+    """What a record says of its making: code, packages and kind of machine."""
     commit = subprocess.run(
         ["git", "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"],
         cwd=Path(__file__).parent,
@@ -324,20 +359,19 @@ def provenance() -> dict[str, str]:
     import tensorflow as tf
 
     versions = {"tensorflow": tf.__version__, "keras": keras.__version__}
-    return {"commit": commit, **versions, "machine": platform.machine(), "threads": "1"}
+    return {"commit": commit, **versions, "machine": platform.machine()}
 
 
 def write_set(
     name: str,
     experiment_set: ExperimentSet,
-    known: dict[Recipe, report.RunRecord],
+    known: dict[Run, report.RunRecord],
     output: Path,
 ) -> str:
     """Writes the table and the figures of a set; returns the table."""
     cells = []
-    for label, recipe in experiment_set.cells.items():
-        seeds = [dataclasses.replace(recipe, seed=s) for s in range(experiment_set.num_seeds)]
-        if runs := tuple(known[r] for r in seeds if r in known):
+    for label in experiment_set.cells:
+        if runs := tuple(known[r] for r in experiment_set.runs_of(label) if r in known):
             cells.append(report.Cell(label, runs))
     text = f"## {experiment_set.title}\n\n"
     if not cells:

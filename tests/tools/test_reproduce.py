@@ -51,6 +51,23 @@ def test_sets_share_their_common_runs(sets):
     assert set(sets["figure4"].runs()) <= table1
 
 
+def test_the_same_recipe_is_run_on_one_and_on_two_workers(tool, sets):
+    one, two = (sets["workers"].runs_of(label) for label in sets["workers"].cells)
+    assert [run.recipe for run in one] == [run.recipe for run in two]
+    assert {run.num_workers for run in one} == {1}
+    assert {run.num_workers for run in two} == {2}
+    assert set(one) < set(sets["table1"].runs())
+    assert len({run.file_name for run in (*one, *two)}) == 6
+
+
+def test_a_run_waits_for_as_many_threads_as_it_has_workers(tool):
+    one, two = tool.Run(tool.BASE), tool.Run(tool.BASE, num_workers=2)
+    assert tool.has_room_for(one, [one], 2)
+    assert not tool.has_room_for(two, [one], 2)
+    assert not tool.has_room_for(one, [two], 2)
+    assert tool.has_room_for(two, [], 1)
+
+
 def test_p_value_of_separated_groups_is_one_division_of_all(tool):
     assert tool.p_value([11, 12, 13, 14, 15], [1, 2, 3, 4, 5]) == 1 / 252
     assert tool.p_value([1, 2, 3, 4, 5], [11, 12, 13, 14, 15]) == 1
