@@ -87,7 +87,8 @@ _PREAMBLE = """# What a run survives
 Made by `python tools/reliability.py --num_workers=2,4 --output=docs/reliability.md`, which says
 what each row does, on {cores} CPU cores. Workers are processes of one thread each, which train a
 resnet8 on synthetic images for 78 steps. "Left over" are processes and listening ports after the
-experiment (figure 9).
+experiment (figure 9). Figure 12 with more workers than cores is a test whose workers wait, as for
+an accelerator: one that is stopped would find a free core afterwards and make up for it.
 
 """
 

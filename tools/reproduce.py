@@ -123,6 +123,7 @@ def create_sets(
         "table2a": table_2a(base, large_batch),
         "table2b": table_2b(base, large_batch),
         "workers": workers(base, large_batch),
+        "deeper": deeper(base, large_batch),
         "batch_norm": batch_norm(base, large_batch),
         "beyond": beyond(base, large_batch),
     }
@@ -204,11 +205,20 @@ def workers(base: Recipe, large_batch: int) -> ExperimentSet:
     )
 
 
+def deeper(base: Recipe, large_batch: int) -> ExperimentSet:
+    """Table 2c: a deeper network, and nothing tuned for it."""
+    cells = {
+        f"kn = {kn}": dataclasses.replace(base, model="resnet20", global_batch_size=kn)
+        for kn in (base.global_batch_size, large_batch)
+    }
+    return ExperimentSet("ResNet-20, with the rate of ResNet-8", cells, 3)
+
+
 def batch_norm(base: Recipe, large_batch: int) -> ExperimentSet:
     """Section 2.3: the loss changes when n, the images that share their statistics, does."""
     cells = {
         f"kn = {kn}, n = {n}": dataclasses.replace(base, global_batch_size=kn, micro_batch_size=n)
-        for kn in (8 * base.global_batch_size, large_batch)
+        for kn in (large_batch // 4, large_batch)
         for n in (base.micro_batch_size, kn)
     }
     return ExperimentSet("n fixed against n that grows with kn", cells, 3)
