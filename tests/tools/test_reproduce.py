@@ -30,10 +30,11 @@ def test_every_table_has_the_seeds_it_promises(sets):
 
 
 def test_rates_of_table_2a_are_those_of_the_paper(tool, sets):
-    """At k = 32: eta/2, eta and 2 eta times 32, eta, and eta times the root of 32."""
+    """eta/2, eta and 2 eta times k, eta, and eta times the root of k."""
     base = tool.BASE.base_learning_rate
     peaks = [r.peak_learning_rate / base for r in sets["table2a"].cells.values()]
-    assert peaks == [16, 32, 64, 1, pytest.approx(math.sqrt(32), rel=2e-4)]
+    k = tool.LARGE_BATCH // tool.BASE.global_batch_size
+    assert peaks == [k / 2, k, 2 * k, 1, pytest.approx(math.sqrt(k), rel=2e-4)]
 
 
 def test_figure_3_keeps_n_and_the_rate_per_image(tool, sets):
