@@ -15,15 +15,16 @@ import os
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from tf_lbsgd.run_folder import RunFolder, reported_error
 
-_FIGURE_INCHES = (7.0, 4.2)
+_FIGURE_INCHES = (8.5, 4.2)
+_LEGEND_PLACE: Final = "outside right upper"  # never over a curve
 _DOTS_PER_INCH = 120
 
 
@@ -180,7 +181,8 @@ def error_curves(cells: Sequence[Cell]) -> Figure:
         _draw_band(axes, cell, "validation_top_1_error", index)
         epochs, means, _ = cell.series("train_top_1_error")
         axes.plot(epochs, means, ":", color=f"C{index}")
-    axes.legend(title="validation; training dotted")
+    use_log_scale(axes)
+    figure.legend(loc=_LEGEND_PLACE, title="validation;\ntraining dotted")
     return figure
 
 
@@ -189,7 +191,7 @@ def loss_curves(cells: Sequence[Cell]) -> Figure:
     figure, axes = _new_figure("epoch", "training loss")
     for index, cell in enumerate(cells):
         _draw_band(axes, cell, "train_loss", index)
-    axes.legend()
+    figure.legend(loc=_LEGEND_PLACE)
     return figure
 
 
@@ -200,8 +202,16 @@ def rate_curves(cells: Sequence[Cell]) -> Figure:
         epochs, means, _ = cell.series("learning_rate")
         axes.step(epochs, means, where="pre", label=cell.label)
     axes.set_yscale("log")
-    axes.legend()
+    figure.legend(loc=_LEGEND_PLACE)
     return figure
+
+
+def use_log_scale(axes: Axes) -> None:
+    """Scales errors so that 8 and 9 % can be told apart in a figure that begins at 90 %."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter("{x:g}")
 
 
 def write_report(cells: Sequence[Cell], output: Path, title: str) -> Path:

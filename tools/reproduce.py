@@ -386,7 +386,8 @@ def write_set(
     text = f"## {experiment_set.title}\n\n"
     if not cells:
         return f"{text}No run is complete yet.\n"
-    text += report.markdown_table(report.table_rows(cells)) + "\n"
+    # The speed is left out: runs side by side, beside whatever else the machine did.
+    text += report.markdown_table([row[:-1] for row in report.table_rows(cells)]) + "\n"
     if name == "table1" and len(cells) == len(experiment_set.cells):
         text += compare_with_first(cells) + "\n"
     output.mkdir(parents=True, exist_ok=True)
@@ -442,6 +443,7 @@ def error_against_batch(cells: Iterable[report.Cell]) -> Figure:
         marker="o",
         capsize=3,
     )
+    report.use_log_scale(axes)
     axes.set_xscale("log", base=2)
     axes.set_xticks(batches, [str(batch) for batch in batches])
     axes.set(xlabel="global minibatch, images", ylabel="validation top-1 error, %")
