@@ -75,6 +75,19 @@ def test_p_value_of_separated_groups_is_one_division_of_all(tool):
     assert tool.p_value([3.0, 3.0], [3.0, 3.0]) == 1
 
 
+def test_every_pair_is_compared_the_worse_with_the_better(tool):
+    def cell(label, *errors):
+        metrics = [[{"validation_top_1_error": error}] for error in errors]
+        return tool.report.Cell(label, tuple(tool.report.RunRecord({}, m) for m in metrics))
+
+    lines = tool.compare_pairs([cell("b", 9, 10), cell("a", 8, 8), cell("c", 8, 12)]).splitlines()
+    assert [line.split(" (")[0] for line in lines] == [
+        "- b: +1.50 above a, p = 0.167",
+        "- c: +2.00 above a, p = 0.500",
+        "- c: +0.50 above b, p = 0.500",
+    ]
+
+
 def test_a_quick_run_keeps_the_sets(tool):
     quick = tool.create_sets(tool.BASE, 256, seeds=2)
     assert {s.num_seeds for s in quick.values()} == {1, 2}
