@@ -271,7 +271,8 @@ def test_averages_the_weights(rng, optimizer_class):
 
 
 def test_a_fit_ends_with_the_weights_and_not_with_their_average():
-    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    dense = keras.layers.Dense(1, kernel_initializer="zeros")  # at random they may fit already
+    model = keras.Sequential([keras.Input((2,)), dense])
     model.compile(optimizer=MomentumSGD(0.05, ema_momentum=0.9), loss="mse")
     model.fit(np.ones((4, 2)), np.ones((4, 1)), epochs=2, verbose=0)
     assert np.abs(model.optimizer.averages[0].numpy() - model.weights[0].numpy()).max() > 1e-3
