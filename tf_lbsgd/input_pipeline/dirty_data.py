@@ -89,7 +89,7 @@ class Replacements:
         loaded = _one_by_one(ids).interleave(
             load_sample,
             cycle_length=_LOADED_AT_ONCE,
-            num_parallel_calls=tf.data.AUTOTUNE,
+            num_parallel_calls=_LOADED_AT_ONCE,
             deterministic=True,
         )
         (batch_size,) = ids.element_spec[1].shape

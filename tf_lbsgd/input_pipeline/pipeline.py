@@ -133,6 +133,10 @@ def dataset_options(num_threads: int | None = None) -> tf.data.Options:
     """
     options = tf.data.Options()
     options.deterministic = True
+    # Every parallelism and read-ahead here is a number; there is nothing to tune. The tuning thread
+    # would often miss that its iterator is deleted and make that wait until it looks again, up to a
+    # minute later: TensorFlow calls who waits for a cancellation before it says that it is one.
+    options.autotune.enabled = False
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     if num_threads is not None:
         options.threading.private_threadpool_size = num_threads
