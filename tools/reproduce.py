@@ -51,6 +51,7 @@ FIGURE_3_BATCHES = tuple(32 * 2**i for i in range(8))  # 32 to 4096
 _QUICK = {"dataset": "fashion_mnist_10k", "epochs": 10}
 _QUICK_LARGE_BATCH = 256
 _QUICK_SEEDS = 3
+_MAX_CELLS_COMPARED = 4  # six pairs; of more the table says enough
 _POLL_SECS = 1.0
 _ONE_THREAD = dict.fromkeys(
     ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"), "1"
@@ -399,7 +400,8 @@ def write_set(
         return f"{text}No run is complete yet.\n"
     # The speed is left out: runs side by side, beside whatever else the machine did.
     text += report.markdown_table([row[:-1] for row in report.table_rows(cells)]) + "\n"
-    if name == "table1" and len(cells) == len(experiment_set.cells):
+    complete = all(run in known for run in experiment_set.runs())
+    if complete and len(cells) <= _MAX_CELLS_COMPARED:
         text += compare_pairs(cells) + "\n"
     output.mkdir(parents=True, exist_ok=True)
     figures = {name: report.error_curves(cells), f"{name}_loss": report.loss_curves(cells)}

@@ -3,10 +3,14 @@
 import importlib.util
 import math
 import pathlib
+import subprocess
+import sys
 
 import pytest
+from matplotlib import image
 
-_PATH = pathlib.Path(__file__).parents[2] / "tools/reproduce.py"
+_ROOT = pathlib.Path(__file__).parents[2]
+_PATH = _ROOT / "tools/reproduce.py"
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +95,16 @@ def test_every_pair_is_compared_the_worse_with_the_better(tool):
 def test_a_quick_run_keeps_the_sets(tool):
     quick = tool.create_sets(tool.BASE, 256, seeds=2)
     assert {s.num_seeds for s in quick.values()} == {1, 2}
+
+
+def test_committed_tables_and_figures_are_those_of_the_committed_results(tmp_path):
+    subprocess.run(
+        [sys.executable, _PATH, "--figures_only", f"--output={tmp_path}"], cwd=_ROOT, check=True
+    )
+    committed = sorted((_ROOT / "docs/reproduction").iterdir())
+    assert [path.name for path in committed] == sorted(p.name for p in tmp_path.iterdir())
+    for path in committed:
+        if path.suffix == ".png":
+            assert (image.imread(path) == image.imread(tmp_path / path.name)).all(), path.name
+        else:
+            assert path.read_text() == (tmp_path / path.name).read_text()
