@@ -96,3 +96,15 @@ def test_figures_depend_on_the_runs_alone():
     assert first == second
     other = report.group_into_cells([record(BASELINE, s, [30.0, 21.0]) for s in (0, 1)])
     assert report.png_bytes(report.error_curves(other)) != first
+
+
+@pytest.mark.parametrize("draw", [report.error_curves, report.loss_curves, report.rate_curves])
+def test_curves_keep_their_size_however_long_and_many_the_names_are(draw):
+    runs = tuple([record(BASELINE, 0, [30.0, 20.0])])
+    few = draw([report.Cell("kn = 32", runs)])
+    many = draw([report.Cell(f"global_batch_size={i}, warmup=gradual" * 2, runs) for i in range(9)])
+    sizes = []
+    for figure in (few, many):
+        figure.draw_without_rendering()
+        sizes.append(figure.axes[0].get_window_extent().size)
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.1)

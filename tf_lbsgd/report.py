@@ -11,11 +11,12 @@ import dataclasses
 import html
 import io
 import json
+import math
 import os
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -23,8 +24,9 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from tf_lbsgd.run_folder import RunFolder, reported_error
 
-_FIGURE_INCHES = (8.5, 4.2)
-_LEGEND_PLACE: Final = "outside right upper"  # never over a curve
+_FIGURE_INCHES = (8.5, 4.2)  # without the legend
+_LEGEND_CHARACTERS = 90  # that fit into a line of it
+_LEGEND_LINE_INCHES = 0.22
 _DOTS_PER_INCH = 120
 
 
@@ -182,7 +184,7 @@ def error_curves(cells: Sequence[Cell]) -> Figure:
         epochs, means, _ = cell.series("train_top_1_error")
         axes.plot(epochs, means, ":", color=f"C{index}")
     use_log_scale(axes)
-    figure.legend(loc=_LEGEND_PLACE, title="validation;\ntraining dotted")
+    _add_legend(figure, cells, title="validation; dotted: training")
     return figure
 
 
@@ -191,7 +193,7 @@ def loss_curves(cells: Sequence[Cell]) -> Figure:
     figure, axes = _new_figure("epoch", "training loss")
     for index, cell in enumerate(cells):
         _draw_band(axes, cell, "train_loss", index)
-    figure.legend(loc=_LEGEND_PLACE)
+    _add_legend(figure, cells)
     return figure
 
 
@@ -202,7 +204,7 @@ def rate_curves(cells: Sequence[Cell]) -> Figure:
         epochs, means, _ = cell.series("learning_rate")
         axes.step(epochs, means, where="pre", label=cell.label)
     axes.set_yscale("log")
-    figure.legend(loc=_LEGEND_PLACE)
+    _add_legend(figure, cells)
     return figure
 
 
@@ -266,6 +268,15 @@ def _draw_band(axes: Axes, cell: Cell, metric: str, index: int) -> None:
         low = [m - d for m, d in zip(means, deviations, strict=True)]
         high = [m + d for m, d in zip(means, deviations, strict=True)]
         axes.fill_between(epochs, low, high, color=f"C{index}", alpha=0.2, linewidth=0)
+
+
+def _add_legend(figure: Figure, cells: Sequence[Cell], title: str | None = None) -> None:
+    """Adds a legend below the curves, and its height: long names leave them their width."""
+    longest = max(len(cell.label) for cell in cells) + 6  # its line and a gap
+    columns = min(len(cells), max(1, _LEGEND_CHARACTERS // longest))
+    lines = math.ceil(len(cells) / columns) + (2 if title else 1)  # a frame takes one
+    figure.set_figheight(_FIGURE_INCHES[1] + lines * _LEGEND_LINE_INCHES)
+    figure.legend(loc="outside lower center", ncols=columns, title=title)
 
 
 def _html_table(rows: Sequence[Sequence[str]]) -> str:
