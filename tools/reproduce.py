@@ -311,11 +311,12 @@ def _run_of(record: report.RunRecord) -> Run:
 def train_all(runs: Sequence[Run], num_threads: int, folder: Path, results: Path) -> None:
     """Trains several at a time, and keeps each one's record when it is done."""
     waiting, running = list(runs), dict[subprocess.Popen, Run]()
+    folders = [RunFolder(folder / run.file_name) for run in runs]
     total = sum(run.recipe.epochs for run in runs)
+    begun = count_epochs(folders)  # by an earlier call: no measure of the time left
     print(f"{len(runs)} runs to do on {num_threads} threads")
     try:
-        with tqdm(total=total, unit="epoch", disable=not runs) as bar:
-            done = 0
+        with tqdm(total=total, initial=begun, unit="epoch", disable=not runs) as bar:
             while waiting or running:
                 while waiting and has_room_for(waiting[0], running.values(), num_threads):
                     run = waiting.pop(0)
@@ -324,14 +325,17 @@ def train_all(runs: Sequence[Run], num_threads: int, folder: Path, results: Path
                 for process_ in [p for p in running if p.poll() is not None]:
                     run = running.pop(process_)
                     keep(process_.returncode, run, folder, results)
-                    done += run.recipe.epochs
-                folders = (RunFolder(folder / run.file_name) for run in running.values())
-                bar.n = done + sum(len(run_folder.read_metrics()) for run_folder in folders)
+                bar.n = count_epochs(folders)
                 bar.set_postfix_str(", ".join(map(str, running.values())), refresh=True)
     finally:
         for process_ in running:
             process_.kill()
             process_.wait()
+
+
+def count_epochs(folders: Iterable[RunFolder]) -> int:
+    """Epochs trained in all of these run folders."""
+    return sum(len(folder.read_metrics()) for folder in folders)
 
 
 def has_room_for(run: Run, running: Collection[Run], num_threads: int) -> bool:

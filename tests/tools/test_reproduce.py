@@ -1,11 +1,13 @@
 """The sets of runs that reproduce the paper, and the test of their differences."""
 
+import dataclasses
 import importlib.util
 import math
 import pathlib
 import subprocess
 import sys
 
+import psutil
 import pytest
 from matplotlib import image
 
@@ -71,6 +73,36 @@ def test_a_run_waits_for_as_many_threads_as_it_has_workers(tool):
     assert not tool.has_room_for(two, [one], 2)
     assert not tool.has_room_for(one, [two], 2)
     assert tool.has_room_for(two, [], 1)
+
+
+def test_interrupted_runs_leave_no_process_and_are_continued(tool, tmp_path, monkeypatch, capfd):
+    recipe = dataclasses.replace(
+        tool.BASE, dataset="synthetic:8x8x1x4x64", augmentation="none", epochs=30
+    )
+    run = tool.Run(recipe)
+    folder, results = tmp_path / "runs", tmp_path / "results"
+    run_folder = tool.RunFolder(folder / run.file_name)
+
+    def interrupt_after_two_epochs(_: float) -> None:
+        if len(run_folder.read_metrics()) >= 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(tool.time, "sleep", interrupt_after_two_epochs)
+        with pytest.raises(KeyboardInterrupt):
+            tool.train_all([run], 2, folder, results)
+    assert not psutil.Process().children(recursive=True)
+    assert not tool.read_results(results)
+    first_epochs = run_folder.read_metrics()[:1]  # the last may lack its checkpoint
+    capfd.readouterr()
+
+    tool.train_all([run], 2, folder, results)
+    metrics = tool.read_results(results)[run].metrics
+    assert [m["epoch"] for m in metrics] == list(range(1, 31))
+    assert metrics[:1] == first_epochs  # their seconds too: not trained again
+    progress = capfd.readouterr().err
+    assert "30/30" in progress
+    assert " 0/30" not in progress  # the time left is that of what is left
 
 
 def test_p_value_of_separated_groups_is_one_division_of_all(tool):
