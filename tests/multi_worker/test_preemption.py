@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from commands import epoch_metrics, train
@@ -117,7 +118,9 @@ def test_before_there_is_anything_to_save_it_ends_at_once(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
-    time.sleep(2.5)  # while TensorFlow is imported
+    while not _blocks_sigterm(process.pid):  # which it does before it imports TensorFlow
+        assert process.poll() is None
+        time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     sent = time.monotonic()
     _, errors = process.communicate(timeout=60)
@@ -126,3 +129,9 @@ def test_before_there_is_anything_to_save_it_ends_at_once(tmp_path):
     )  # fmt: skip
     assert time.monotonic() - sent < 20.0
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def _blocks_sigterm(pid):
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("SigBlk:"):
+            return bool(int(line.split()[1], 16) & 1 << signal.SIGTERM - 1)
