@@ -16,7 +16,7 @@ LAYERS = (
     ("audit", "preparation", "launcher"),
     ("trainer", "callbacks", "input_pipeline"),
     ("distribution", "optimizers", "schedules", "checkpoints", "models", "metrics"),
-    ("step_record", "micro_batches"),
+    ("step_record", "micro_batches", "gradient_noise"),
     ("layers", "run_folder", "plan", "watchdog"),
     ("preflight",),
     ("recipe", "cluster", "run_options", "stops", "failures", "network_namespace"),

@@ -90,6 +90,27 @@ def test_page_holds_its_figures_and_every_cell(tmp_path):
     assert text.count("global_batch_size=1024, warmup=none") == 1
 
 
+def test_noise_scales_are_drawn_where_they_were_measured(tmp_path):
+    def with_scales(seed, *scales):
+        run = record(BASELINE, seed, [30.0] * len(scales))
+        for epoch_metrics, scale in zip(run.metrics, scales, strict=True):
+            epoch_metrics["gradient_noise_scale"] = scale
+        return run
+
+    measured = [with_scales(0, 100.0, None, 400.0), with_scales(1, 200.0, None, 600.0)]
+    (cell,) = report.group_into_cells(measured)
+    assert cell.noise_scales() == {1: [100.0, 200.0], 3: [400.0, 600.0]}
+    curve, minibatch = report.noise_scale_curves([cell]).axes[0].lines
+    assert curve.get_xydata().tolist() == [[1.0, 150.0], [3.0, 500.0]]
+    assert minibatch.get_ydata() == [BASELINE.global_batch_size] * 2
+
+    report.write_report([cell], tmp_path, "measured")
+    assert (tmp_path / "noise_scale.png").exists()
+    unmeasured = report.group_into_cells([with_scales(0, None), record(LARGE, 0, [30.0])])
+    report.write_report(unmeasured, tmp_path / "not", "not measured")
+    assert not (tmp_path / "not" / "noise_scale.png").exists()
+
+
 def test_figures_depend_on_the_runs_alone():
     cells = report.group_into_cells([record(BASELINE, s, [30.0, 20.0]) for s in (0, 1)])
     first, second = (report.png_bytes(report.error_curves(cells)) for _ in range(2))

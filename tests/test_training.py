@@ -98,6 +98,12 @@ def curve_of(folder, tag):
     return [(point.step, point.value) for point in events.Scalars(tag)]
 
 
+def test_every_epoch_has_a_noise_scale_unless_it_is_beyond_all_measure(growing):
+    scales = [epoch["gradient_noise_scale"] for epoch in metrics_of(growing)]
+    assert any(scales)
+    assert all(scale is None or scale > 0 for scale in scales)
+
+
 @pytest.mark.parametrize("step", [8, 12, 13, 15])  # within a phase, and at either change
 def test_a_growing_run_resumed_at_any_step_is_the_uninterrupted_one(growing, tmp_path, step):
     folder = copy_until(growing, tmp_path / "resumed", step)
@@ -106,7 +112,8 @@ def test_a_growing_run_resumed_at_any_step_is_the_uninterrupted_one(growing, tmp
     for one, other in zip(metrics_of(folder), metrics_of(growing), strict=True):
         for name in ("epoch", "step", "learning_rate", "train_images"):
             assert one[name] == other[name]
-        assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-4)
+        for name in ("train_loss", "gradient_noise_scale"):
+            assert one[name] == pytest.approx(other[name], rel=1e-4)
 
 
 def test_a_run_interrupted_in_an_evaluation_evaluates_first_and_loses_no_step(growing, tmp_path):
@@ -120,7 +127,7 @@ def test_a_run_interrupted_in_an_evaluation_evaluates_first_and_loses_no_step(gr
     assert sorted(audit.read_audit(folder / "audit")) == list(range(12, 16))
     resumed, uninterrupted = metrics_of(folder), metrics_of(growing)
     assert [epoch["epoch"] for epoch in resumed] == [1, 2, 3, 4]
-    for name in ("step", "learning_rate", "train_images", "train_loss", "train_top_1_error"):
+    for name in ("step", "learning_rate", "train_images", "train_loss", "gradient_noise_scale"):
         assert resumed[1][name] == uninterrupted[1][name]
     assert resumed[1]["images_per_second"] > 0
     assert resumed[1]["validation_loss"] == pytest.approx(uninterrupted[1]["validation_loss"])

@@ -19,6 +19,7 @@ from tf_lbsgd.recipe import Recipe
 _MODULES = {
     "BatchNormalization": "tf_lbsgd.layers",
     "DataParallelModel": "tf_lbsgd.trainer",
+    "GradientNoiseScale": "tf_lbsgd.callbacks",
     "LARS": "tf_lbsgd.optimizers",
     "MomentumCorrectedSGD": "tf_lbsgd.optimizers",
     "MomentumSGD": "tf_lbsgd.optimizers",

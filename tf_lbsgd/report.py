@@ -90,6 +90,15 @@ class Cell:
         scale = recipe["global_batch_size"] / recipe["reference_batch_size"]
         return recipe["base_learning_rate"] * scale
 
+    def noise_scales(self) -> dict[int, list[float]]:
+        """Gradient noise scales, images, by epoch; without epochs and runs that could not tell."""
+        by_epoch = collections.defaultdict(list)
+        for run in self.runs:
+            for epoch_metrics in run.metrics:
+                if scale := epoch_metrics.get("gradient_noise_scale"):
+                    by_epoch[epoch_metrics["epoch"]].append(scale)
+        return dict(sorted(by_epoch.items()))
+
     def series(self, metric: str) -> tuple[list[int], list[float], list[float]]:
         """Returns epochs, and mean and deviation of a metric over the runs at each of them."""
         by_epoch = collections.defaultdict(list)
@@ -208,6 +217,19 @@ def rate_curves(cells: Sequence[Cell]) -> Figure:
     return figure
 
 
+def noise_scale_curves(cells: Sequence[Cell]) -> Figure:
+    """Draws the gradient noise scale (median over runs) and kn (dotted): which is larger?"""
+    figure, axes = _new_figure("epoch", "gradient noise scale, images")
+    for index, cell in enumerate(cells):
+        by_epoch = cell.noise_scales()
+        medians = [statistics.median(scales) for scales in by_epoch.values()]
+        axes.plot(list(by_epoch), medians, color=f"C{index}", label=cell.label)
+        axes.axhline(cell.runs[0].recipe["global_batch_size"], linestyle=":", color=f"C{index}")
+    axes.set_yscale("log")
+    _add_legend(figure, cells, title="noise scale; dotted: minibatch")
+    return figure
+
+
 def use_log_scale(axes: Axes) -> None:
     """Scales errors so that 8 and 9 % can be told apart in a figure that begins at 90 %."""
     axes.set_yscale("log")
@@ -228,6 +250,8 @@ def write_report(cells: Sequence[Cell], output: Path, title: str) -> Path:
         "loss": loss_curves(cells),
         "learning_rate": rate_curves(cells),
     }
+    if any(cell.noise_scales() for cell in cells):
+        figures["noise_scale"] = noise_scale_curves(cells)
     sections = []
     for name, figure in figures.items():
         png = png_bytes(figure)

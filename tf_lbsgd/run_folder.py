@@ -13,6 +13,7 @@ Files are replaced whole, so that a reader never sees half of one.
 """
 
 import json
+import math
 import os
 import statistics
 from pathlib import Path
@@ -159,6 +160,21 @@ def reported_error(metrics: list[dict[str, Any]]) -> float:
         Validation top-1 error, percent.
     """
     return statistics.median(m["validation_top_1_error"] for m in metrics[-_REPORTED_EPOCHS:])
+
+
+def reported_noise_scale(metrics: list[dict[str, Any]]) -> float | None:
+    """Returns the gradient noise scale of a run, samples: the median of its epochs.
+
+    Args:
+        metrics: One object an epoch, at least one; an epoch that could not tell counts as
+            infinite.
+
+    Returns:
+        None if half of the epochs or more could not tell: kn is one micro-batch, or far too small.
+    """
+    scales = [m["gradient_noise_scale"] or math.inf for m in metrics]
+    median = statistics.median(scales)
+    return median if math.isfinite(median) else None
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -55,6 +55,8 @@ class StepRecord:
             losses were finite and the scale was above 1, so that a smaller one may do.
         first_non_finite: int64 scalar, index of the first trainable variable whose reduced
             gradient was not finite in the last step; -1: none.
+        gradient_variance, squared_gradient: float32 scalars, noise and signal in the gradients of
+            the last step, by `gradient_noise.estimate`; 0 if it was not applied.
         table: float32 [num_replicas, columns]: the reports of the last step.
     """
 
@@ -62,6 +64,8 @@ class StepRecord:
     skipped_steps: tf.Variable
     overflows: tf.Variable
     first_non_finite: tf.Variable
+    gradient_variance: tf.Variable
+    squared_gradient: tf.Variable
     table: tf.Variable
 
     @classmethod
@@ -76,6 +80,8 @@ class StepRecord:
             skipped_steps=variable("skipped_steps", tf.constant(0, tf.int64)),
             overflows=variable("overflows", tf.constant(0, tf.int64)),
             first_non_finite=variable("first_non_finite", tf.constant(-1, tf.int64)),
+            gradient_variance=variable("gradient_variance", tf.constant(0.0)),
+            squared_gradient=variable("squared_gradient", tf.constant(0.0)),
             table=variable("reports", tf.zeros((num_replicas, len(_COLUMNS)))),
         )
 

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import tensorflow as tf
 
-from tf_lbsgd import micro_batches, step_record
+from tf_lbsgd import gradient_noise, micro_batches, step_record
 from tf_lbsgd.step_record import LocalProgress, StepRecord
 
 _MEAN_REDUCTIONS = ("sum_over_batch_size", "mean")
@@ -123,7 +123,14 @@ class MultiWorkerTrainer(_MixinBase):
         totals["state_changes"] = [
             tf.math.divide_no_nan(s, num_samples) for s in totals["state_changes"]
         ]
-        _merge_call(self._apply, step_record.half_squared_norms(totals["gradients"]), totals)
+        norms = step_record.half_squared_norms(totals["gradients"])
+        noise = gradient_noise.estimate(
+            totals.pop("weighted_squared_norms"),
+            totals.pop("num_micro_batches"),
+            num_samples,
+            squared_norm=2.0 * tf.reduce_sum(norms),
+        )
+        _merge_call(self._apply, norms, noise, totals)
         return self.get_metrics_result()
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
@@ -150,6 +157,8 @@ class MultiWorkerTrainer(_MixinBase):
                 variables, float32 (absent in evaluation);
             metric_states: sums to add to the metric variables;
             num_samples: float32 scalar;
+            weighted_squared_norms, num_micro_batches: what `gradient_noise.estimate` takes,
+                float32 scalars (absent in evaluation);
             reports: this replica's row of the `StepReport`, in zeros.
         """
         replica_batch = micro_batches.batch_dimension(data)
@@ -194,6 +203,7 @@ class MultiWorkerTrainer(_MixinBase):
         if training:
             totals["gradients"] = [tf.zeros(v.shape, v.dtype) for v in self.trainable_weights]
             totals["state_changes"] = [tf.zeros(v.shape) for v in self.non_trainable_variables]
+            totals["weighted_squared_norms"] = totals["num_micro_batches"] = tf.constant(0.0)
         return totals
 
     def _micro_batch_totals(
@@ -238,7 +248,11 @@ class MultiWorkerTrainer(_MixinBase):
         }
         if training:
             gradients = tape.gradient(scaled_loss, weights, unconnected_gradients="zero")
-            totals["gradients"] = [num_samples * tf.convert_to_tensor(g) for g in gradients]
+            gradients = [tf.convert_to_tensor(g) for g in gradients]
+            totals["gradients"] = [num_samples * g for g in gradients]
+            squared_norm = 2.0 * tf.reduce_sum(step_record.half_squared_norms(gradients))
+            totals["weighted_squared_norms"] = num_samples * squared_norm
+            totals["num_micro_batches"] = tf.constant(1.0)
             totals["state_changes"] = [
                 num_samples * tf.cast(scope.get_current_value(v) - before, tf.float32)
                 for v, before in zip(state, state_before, strict=True)
@@ -255,7 +269,11 @@ class MultiWorkerTrainer(_MixinBase):
     # ---- 3. what every worker does with the same values ----
 
     def _apply(
-        self, strategy: tf.distribute.Strategy, half_squared_norms: Any, totals: dict[str, Any]
+        self,
+        strategy: tf.distribute.Strategy,
+        half_squared_norms: Any,
+        noise: Any,
+        totals: dict[str, Any],
     ) -> None:
         """Updates all variables, or none if the reduced gradient is not finite.
 
@@ -264,6 +282,7 @@ class MultiWorkerTrainer(_MixinBase):
         """
         record = self.step_record
         norms = strategy.experimental_local_results(half_squared_norms)[0]
+        variance, squared_gradient = (strategy.experimental_local_results(n)[0] for n in noise)
         scale = self._loss_scale()
         # As tf.linalg.global_norm: sqrt(2 sum(|g|^2 / 2)).
         record.gradient_norm.assign(tf.sqrt(tf.reduce_sum(norms) * 2.0) / scale)
@@ -278,10 +297,14 @@ class MultiWorkerTrainer(_MixinBase):
             _add_to_variables(strategy, self.non_trainable_variables, totals["state_changes"])
             _add_to_variables(strategy, self.metrics_variables, totals["metric_states"])
             record.first_non_finite.assign(-1)
+            record.gradient_variance.assign(variance / scale**2)
+            record.squared_gradient.assign(squared_gradient / scale**2)
 
         def skip() -> None:
             record.first_non_finite.assign(tf.argmax(~tf.math.is_finite(norms)))
             record.skipped_steps.assign_add(1)
+            record.gradient_variance.assign(0.0)
+            record.squared_gradient.assign(0.0)
             if self._is_loss_scaled():
                 is_overflow = ~step_record.any_non_finite_loss(table) & (scale > 1.0)
                 record.overflows.assign_add(tf.cast(is_overflow, tf.int64))

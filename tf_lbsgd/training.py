@@ -16,6 +16,7 @@ from tf_lbsgd.audit import AuditedModel, AuditLog
 from tf_lbsgd.callbacks import (
     Activity,
     CheckpointWriter,
+    GradientNoiseScale,
     MetricsRecorder,
     MetricsRestorer,
     NonFinitePolicy,
@@ -32,7 +33,7 @@ from tf_lbsgd.optimizers import LARS, MomentumSGD
 from tf_lbsgd.plan import Plan
 from tf_lbsgd.preparation import PreparedRun, agree_with_other_workers
 from tf_lbsgd.recipe import Recipe
-from tf_lbsgd.run_folder import RunFolder, reported_error
+from tf_lbsgd.run_folder import RunFolder, reported_error, reported_noise_scale
 from tf_lbsgd.schedules import create_schedule
 from tf_lbsgd.stops import PreemptionNotice, RunStoppedError
 from tf_lbsgd.trainer import DataParallelModel
@@ -259,9 +260,12 @@ def create_callbacks(
     if prepared.cluster.is_chief:
         num_workers = prepared.cluster.num_workers
         stragglers = StragglerWatch(num_workers) if num_workers > 1 else None
-        recorder = MetricsRecorder(run_folder, position, stragglers, restored.epoch_so_far)
+        so_far = restored.epoch_so_far
+        noise = GradientNoiseScale(position, so_far.get("gradient_noise"))
+        recorder = MetricsRecorder(run_folder, position, stragglers, so_far.get("timing"))
         callbacks += [
             *([stragglers] if stragglers else []),
+            noise,
             recorder,
             TensorBoardScalars(run_folder, position),
             ProgressBar(position, recipe.epochs),
@@ -271,7 +275,10 @@ def create_callbacks(
                 every_steps=options.checkpoint_every_steps,
                 keep=options.keep_checkpoints,
                 recipe_digest=recipe.digest(),
-                epoch_so_far=recorder.epoch_so_far,
+                epoch_so_far=lambda: {
+                    "timing": recorder.epoch_so_far(),
+                    "gradient_noise": noise.epoch_so_far(),
+                },
             ),
         ]
     return [*callbacks, PreemptionStop(notice, position)]
@@ -413,6 +420,7 @@ def summarize(
         "final_validation_top_1_error": metrics[-1]["validation_top_1_error"],
         "weights_sha256": weights_sha256(model),
         "images_per_second": statistics.median(m["images_per_second"] for m in metrics),
+        "gradient_noise_scale": reported_noise_scale(metrics),
         "skipped_steps": int(model.step_record.skipped_steps.numpy()),
         "replaced_images": run_folder.count_replaced_images(),
     }

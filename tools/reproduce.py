@@ -121,6 +121,7 @@ def create_sets(
         "table1": table_1(base, large_batch),
         "figure3": figure_3(base, large_batch),
         "figure4": figure_4(base, large_batch),
+        "noise_scale": noise_scale(base, large_batch),
         "table2a": table_2a(base, large_batch),
         "table2b": table_2b(base, large_batch),
         "warmup_length": warmup_length(base, large_batch),
@@ -166,6 +167,15 @@ def figure_4(base: Recipe, large_batch: int) -> ExperimentSet:
         for kn in (base.global_batch_size, large_batch)
     }
     return ExperimentSet("Figure 4: curves of the baseline and of the large minibatch", cells, 5)
+
+
+def noise_scale(base: Recipe, large_batch: int) -> ExperimentSet:
+    """How large a minibatch the gradients bear, measured below, at and above the large one."""
+    cells = {
+        f"kn = {kn}": dataclasses.replace(base, global_batch_size=kn)
+        for kn in (large_batch // 4, large_batch, 4 * large_batch)
+    }
+    return ExperimentSet("Gradient noise scale", cells, 3)
 
 
 def table_2a(base: Recipe, large_batch: int) -> ExperimentSet:
@@ -248,7 +258,7 @@ def beyond(base: Recipe, large_batch: int) -> ExperimentSet:
             base_learning_rate=rate,
             decay="polynomial",
         )
-        for rate in (2.0, 4.0, 8.0)
+        for rate in (2.0, 4.0, 8.0, 16.0, 32.0)
     }
     grown = dataclasses.replace(
         base,
@@ -411,6 +421,9 @@ def write_set(
     figures = {name: report.error_curves(cells), f"{name}_loss": report.loss_curves(cells)}
     if name == "figure3":
         figures[f"{name}_error"] = error_against_batch(cells)
+    if name == "noise_scale":
+        text += report.markdown_table(noise_scale_rows(cells)) + "\n"
+        figures[f"{name}_curves"] = report.noise_scale_curves(cells)
     for figure_name, figure in figures.items():
         (output / f"{figure_name}.png").write_bytes(report.png_bytes(figure))
         text += f"![{figure_name}]({figure_name}.png)\n"
@@ -445,6 +458,16 @@ def p_value(high: Sequence[float], low: Sequence[float]) -> float:
         others = [x for i, x in enumerate(pooled) if i not in chosen]
         differences.append(statistics.fmean(pooled[i] for i in chosen) - statistics.fmean(others))
     return sum(d >= observed - 1e-9 for d in differences) / len(differences)
+
+
+def noise_scale_rows(cells: Sequence[report.Cell]) -> list[list[str]]:
+    """Returns a head and a row an epoch: the median over runs, of runs that could tell."""
+    scales = [cell.noise_scales() for cell in cells]
+    rows = [["noise scale, images, in epoch", *(cell.label for cell in cells)]]
+    for epoch in sorted(set().union(*scales)):
+        medians = [f"{statistics.median(s[epoch]):,.0f}" if epoch in s else "-" for s in scales]
+        rows.append([str(epoch), *medians])
+    return rows
 
 
 def error_against_batch(cells: Iterable[report.Cell]) -> Figure:

@@ -82,10 +82,11 @@ def test_a_resnet_on_several_workers_has_the_state_of_one(runs, num_workers, ste
 
 @pytest.mark.parametrize("num_workers", [2, 4])
 def test_recorded_metrics_do_not_depend_on_the_workers(runs, num_workers):
+    assert any(epoch["gradient_noise_scale"] for epoch in epoch_metrics(runs[1]))
     for one, many in zip(epoch_metrics(runs[1]), epoch_metrics(runs[num_workers]), strict=True):
         for name in ("epoch", "step", "learning_rate", "train_images", "validation_images"):
             assert many[name] == one[name]
-        for name in ("train_loss", "validation_loss"):
+        for name in ("train_loss", "validation_loss", "gradient_noise_scale"):
             assert many[name] == pytest.approx(one[name], rel=1e-3)
         # An image on the edge between two classes may fall to the other side: one of 140.
         for name in ("train_top_1_error", "validation_top_1_error"):

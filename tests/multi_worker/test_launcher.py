@@ -42,10 +42,11 @@ RECIPE = (
 METRICS = {
     "epoch", "step", "learning_rate", "train_loss", "train_top_1_error", "validation_loss",
     "validation_top_1_error", "validation_images", "images_per_second", "seconds",
+    "gradient_noise_scale",
 }  # fmt: skip
 RESULTS = {
     "epochs", "steps", "validation_top_1_error", "final_validation_top_1_error", "weights_sha256",
-    "images_per_second",
+    "images_per_second", "gradient_noise_scale",
 }  # fmt: skip
 # What depends on the time that something took.
 DURATIONS = {"images_per_second", "seconds", "slowest_worker", "slowest_worker_ratio"}

@@ -2,6 +2,7 @@
 
 from tf_lbsgd.callbacks.activity import Activity
 from tf_lbsgd.callbacks.checkpoint_writer import CheckpointWriter, MetricsRestorer
+from tf_lbsgd.callbacks.gradient_noise_scale import GradientNoiseScale
 from tf_lbsgd.callbacks.metrics_recorder import MetricsRecorder
 from tf_lbsgd.callbacks.non_finite_policy import NonFinitePolicy
 from tf_lbsgd.callbacks.preemption_stop import PreemptionStop
@@ -14,6 +15,7 @@ from tf_lbsgd.callbacks.weight_averaging import WeightAveraging
 __all__ = [
     "Activity",
     "CheckpointWriter",
+    "GradientNoiseScale",
     "MetricsRecorder",
     "MetricsRestorer",
     "NonFinitePolicy",

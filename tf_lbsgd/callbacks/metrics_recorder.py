@@ -1,5 +1,6 @@
 """Writes `metrics.jsonl` and prints a row of a table for each epoch."""
 
+import math
 import time
 from typing import Any
 
@@ -18,6 +19,7 @@ _COLUMNS = (
     ("val. loss", "{validation_loss:>10.4f}", 10),
     ("error %", "{validation_top_1_error:>8.2f}", 8),
     ("images/s", "{images_per_second:>9.0f}", 9),
+    ("noise scale", "{noise_scale:>11}", 11),
 )
 
 
@@ -28,7 +30,7 @@ class MetricsRecorder(keras.callbacks.Callback):
         run_folder: Where `metrics.jsonl` lies.
         position: Where in the run we are.
         stragglers: Who is slow; None: there is one worker.
-        epoch_so_far: `epoch_so_far()` of an epoch that was interrupted; empty: there was none.
+        epoch_so_far: `epoch_so_far()` of an epoch that was interrupted.
     """
 
     def __init__(
@@ -36,14 +38,14 @@ class MetricsRecorder(keras.callbacks.Callback):
         run_folder: RunFolder,
         position: TrainingPosition,
         stragglers: StragglerWatch | None,
-        epoch_so_far: dict[str, Any],
+        epoch_so_far: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self._run_folder = run_folder
         self._position = position
         self._stragglers = stragglers
         self._has_head = False
-        self._begin(**epoch_so_far)
+        self._begin(**(epoch_so_far or {}))
 
     def _begin(
         self,
@@ -93,6 +95,7 @@ class MetricsRecorder(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
         """Records and prints the epoch."""
+        noise_scale = logs["gradient_noise_scale"]
         epoch_metrics = {
             "epoch": epoch + 1,
             "step": self._position.step,
@@ -104,13 +107,16 @@ class MetricsRecorder(keras.callbacks.Callback):
             "validation_images": int(logs["val_images"]),
             "replaced_images": self._run_folder.count_replaced_images(epoch + 1),
             **self.epoch_so_far(),
+            "gradient_noise_scale": noise_scale if math.isfinite(noise_scale) else None,
         }
         if self._stragglers is not None:
             epoch_metrics["slowest_worker"] = self._stragglers.slowest_worker
             epoch_metrics["slowest_worker_ratio"] = self._stragglers.slowest_worker_ratio
         self._run_folder.append_metrics(epoch_metrics)
         self.on_train_begin()  # an epoch whose evaluation was interrupted ends before any `fit`
-        self._print(" ".join(form for _, form, _ in _COLUMNS).format(**epoch_metrics))
+        row = " ".join(form for _, form, _ in _COLUMNS)
+        text = "-" if math.isnan(noise_scale) else f"{noise_scale:,.0f}"
+        self._print(row.format(**epoch_metrics, noise_scale=text))
 
     def _print(self, row: str) -> None:
         print(row, flush=True)

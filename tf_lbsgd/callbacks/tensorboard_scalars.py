@@ -52,10 +52,16 @@ class TensorBoardScalars(keras.callbacks.Callback):
             )
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
-        """Writes the epoch's errors and speed."""
+        """Writes the epoch's errors, speed and noise scale."""
         latest = self._run_folder.read_metrics()[-1]
-        names = ("train_top_1_error", "validation_top_1_error", "validation_loss")
-        self._write(**{n: latest[n] for n in (*names, "images_per_second")})
+        names = (
+            "train_top_1_error",
+            "validation_top_1_error",
+            "validation_loss",
+            "images_per_second",
+            "gradient_noise_scale",
+        )
+        self._write(**{n: latest[n] for n in names if latest[n] is not None})
 
     def _is_point(self, step: int) -> bool:
         return step % self._every_steps == 0

@@ -39,7 +39,15 @@ def main(_: list[str]) -> None:
             print(f"\n{count} images could not be read and were replaced: {run_folder.logs}")
         print(
             f"\nValidation top-1 error: {result['validation_top_1_error']:.2f} % "
-            f"(median of the last 5 epochs), {result['images_per_second']:.0f} images/s\n"
+            f"(median of the last 5 epochs), {result['images_per_second']:.0f} images/s"
+        )
+        if noise_scale := result["gradient_noise_scale"]:
+            print(
+                f"Gradient noise scale: {noise_scale:,.0f} images (median of the epochs). A "
+                f"minibatch well below it can grow, and the rate with it; kn was "
+                f"{recipe.global_batch_size}."
+            )
+        print(
             f"Results:     {run_folder.path}\n"
             f"TensorBoard: tensorboard --logdir={run_folder.tensorboard}"
         )
