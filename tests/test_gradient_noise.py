@@ -117,6 +117,18 @@ def test_steps_that_were_not_applied_do_not_count():
     assert scales == expected
 
 
+def test_a_stock_model_is_refused():
+    inputs = keras.Input((DIMENSIONS,))
+    model = keras.Model(inputs, Linear()(inputs))
+    model.compile(loss="mse")
+    with pytest.raises(ValueError, match=r"Received: Functional\. Expected: a DataParallelModel"):
+        model.fit(
+            *(np.ones((4, DIMENSIONS)), np.zeros(4)),
+            callbacks=[lbsgd.GradientNoiseScale()],
+            verbose=0,
+        )
+
+
 def test_without_micro_batches_there_is_no_scale():
     _, scales = fit_linear(np.ones((8, DIMENSIONS)), None, batch_size=4)
     assert all(math.isnan(scale) for scale in scales)

@@ -18,6 +18,9 @@ class GradientNoiseScale(keras.callbacks.Callback):
     Args:
         position: Where in the run we are; None: every epoch is run from its beginning.
         epoch_so_far: `epoch_so_far()` of an epoch that was interrupted.
+
+    Raises:
+        ValueError: from `fit`, of a model that is not a `MultiWorkerTrainer`.
     """
 
     def __init__(
@@ -35,6 +38,15 @@ class GradientNoiseScale(keras.callbacks.Callback):
     def epoch_so_far(self) -> dict[str, float]:
         """Returns what a checkpoint keeps, for a run that is resumed in this epoch."""
         return {"variance": self._variance, "squared_gradient": self._squared_gradient}
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Refuses models that do not measure."""
+        if not hasattr(self.model, "step_record"):
+            raise ValueError(
+                "Only a model that takes micro-batches can tell its gradient noise. Received: "
+                f"{type(self.model).__name__}. Expected: a DataParallelModel, or a model with the "
+                "mixin MultiWorkerTrainer."
+            )
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Begins anew, unless the epoch is entered in its middle."""
