@@ -125,6 +125,7 @@ def create_sets(
         "table2a": table_2a(base, large_batch),
         "table2b": table_2b(base, large_batch),
         "warmup_length": warmup_length(base, large_batch),
+        "longer": longer(base, large_batch),
         "workers": workers(base, large_batch),
         "deeper": deeper(base, large_batch),
         "batch_norm": batch_norm(base, large_batch),
@@ -214,6 +215,18 @@ def warmup_length(base: Recipe, large_batch: int) -> ExperimentSet:
         "3 times as long": dataclasses.replace(larger, warmup_epochs=base.epochs / 6),
     }
     return ExperimentSet(f"Length of the warmup at kn = {2 * large_batch}", cells, 3)
+
+
+def longer(base: Recipe, large_batch: int) -> ExperimentSet:
+    """Whether what the large minibatch lacks is updates: the same recipes, stretched."""
+    cells = {
+        f"kn = {kn}, {epochs} epochs": dataclasses.replace(
+            base, global_batch_size=kn, epochs=epochs
+        )
+        for epochs in (base.epochs, 3 * base.epochs)
+        for kn in (base.global_batch_size, large_batch)
+    }
+    return ExperimentSet("Three times as many updates", cells, 3)
 
 
 def workers(base: Recipe, large_batch: int) -> ExperimentSet:
