@@ -1,6 +1,5 @@
 """The gradient noise scale: of known gradients, and of a model whose gradients are known."""
 
-import json
 import math
 
 import keras
@@ -134,10 +133,14 @@ def test_without_micro_batches_there_is_no_scale():
     assert all(math.isnan(scale) for scale in scales)
 
 
-def test_the_scale_of_a_run_is_its_median_epoch():
-    def metrics(*scales):
-        lines = [json.dumps({"gradient_noise_scale": scale}) for scale in scales]
-        return [json.loads(line) for line in lines]
+def test_the_scale_of_a_run_is_its_median_epoch_while_the_rate_is_high():
+    def metrics(*scales, rates):
+        return [
+            {"gradient_noise_scale": scale, "learning_rate": rate}
+            for scale, rate in zip(scales, rates, strict=True)
+        ]
 
-    assert reported_noise_scale(metrics(100.0, 300.0, None)) == 300.0
-    assert reported_noise_scale(metrics(100.0, None, None)) is None
+    assert reported_noise_scale(metrics(100.0, 300.0, None, rates=[0.8, 0.8, 0.8])) == 300.0
+    assert reported_noise_scale(metrics(100.0, None, None, rates=[0.8, 0.8, 0.8])) is None
+    decayed = metrics(50.0, 200.0, 300.0, 4000.0, 5000.0, rates=[0.8, 1.6, 1.6, 0.16, 0.016])
+    assert reported_noise_scale(decayed) == 200.0

@@ -163,16 +163,22 @@ def reported_error(metrics: list[dict[str, Any]]) -> float:
 
 
 def reported_noise_scale(metrics: list[dict[str, Any]]) -> float | None:
-    """Returns the gradient noise scale of a run, samples: the median of its epochs.
+    """Returns the gradient noise scale of a run, samples: the median of its high-rate epochs.
+
+    Those are the ones that end at half the highest rate or more. They bound a minibatch that does
+    not grow: after a decay of the rate the scale is ten times larger (docs/reproduction.md).
 
     Args:
         metrics: One object an epoch, at least one; an epoch that could not tell counts as
             infinite.
 
     Returns:
-        None if half of the epochs or more could not tell: kn is one micro-batch, or far too small.
+        None if half of these epochs or more could not tell: kn is one micro-batch, or far too
+        small.
     """
-    scales = [m["gradient_noise_scale"] or math.inf for m in metrics]
+    high_rate = max(m["learning_rate"] for m in metrics) / 2
+    at_high_rate = [m for m in metrics if m["learning_rate"] >= high_rate]
+    scales = [m["gradient_noise_scale"] or math.inf for m in at_high_rate]
     median = statistics.median(scales)
     return median if math.isfinite(median) else None
 

@@ -30,7 +30,7 @@ from tqdm import tqdm
 from tf_lbsgd import report
 from tf_lbsgd.cli import flag_definitions, process
 from tf_lbsgd.recipe import Recipe
-from tf_lbsgd.run_folder import RunFolder
+from tf_lbsgd.run_folder import RunFolder, reported_noise_scale
 
 # Tuned at the smallest kn (set "tune"); everything else follows from it by the linear rule.
 BASE = Recipe(
@@ -474,13 +474,16 @@ def p_value(high: Sequence[float], low: Sequence[float]) -> float:
 
 
 def noise_scale_rows(cells: Sequence[report.Cell]) -> list[list[str]]:
-    """Returns a head and a row an epoch: the median over runs, of runs that could tell."""
+    """Returns a head, a row an epoch and one of whole runs: medians of the runs that could tell."""
     scales = [cell.noise_scales() for cell in cells]
     rows = [["noise scale, images, in epoch", *(cell.label for cell in cells)]]
     for epoch in sorted(set().union(*scales)):
         medians = [f"{statistics.median(s[epoch]):,.0f}" if epoch in s else "-" for s in scales]
         rows.append([str(epoch), *medians])
-    return rows
+    of_runs = [[reported_noise_scale(run.metrics) for run in cell.runs] for cell in cells]
+    known = [[scale for scale in scales if scale] for scales in of_runs]
+    medians = [f"{statistics.median(scales):,.0f}" if scales else "-" for scales in known]
+    return [*rows, ["all at a high rate", *medians]]
 
 
 def error_against_batch(cells: Iterable[report.Cell]) -> Figure:

@@ -126,12 +126,14 @@ def test_every_pair_is_compared_the_worse_with_the_better(tool):
 
 def test_noise_scales_are_medians_of_the_runs_that_could_tell(tool):
     def cell(label, *scales):
-        metrics = [[{"epoch": 3, "gradient_noise_scale": scale}] for scale in scales]
+        epochs = [(3, 0.4, scale) for scale in scales]
+        names = ("epoch", "learning_rate", "gradient_noise_scale")
+        metrics = [[dict(zip(names, values, strict=True))] for values in epochs]
         return tool.report.Cell(label, tuple(tool.report.RunRecord({}, m) for m in metrics))
 
     rows = tool.noise_scale_rows([cell("a", 1000.0, 3000.0, None), cell("b", None), cell("c", 7.0)])
     assert rows[0][1:] == ["a", "b", "c"]
-    assert rows[1:] == [["3", "2,000", "-", "7"]]
+    assert rows[1:] == [[name, "2,000", "-", "7"] for name in ("3", "all at a high rate")]
 
 
 def test_a_quick_run_keeps_the_sets(tool):

@@ -43,7 +43,7 @@ def main(_: list[str]) -> None:
         )
         if noise_scale := result["gradient_noise_scale"]:
             print(
-                f"Gradient noise scale: {noise_scale:,.0f} images (median of the epochs). A "
+                f"Gradient noise scale: {noise_scale:,.0f} images while the rate was high. A "
                 f"minibatch well below it can grow, and the rate with it; kn was "
                 f"{recipe.global_batch_size}."
             )
