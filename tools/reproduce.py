@@ -470,15 +470,17 @@ def p_value(high: Sequence[float], low: Sequence[float]) -> float:
 
 def noise_scale_rows(cells: Sequence[report.Cell]) -> list[list[str]]:
     """Returns a head, a row an epoch and one of whole runs: medians of the runs that could tell."""
-    scales = [cell.noise_scales() for cell in cells]
+    by_epoch = [cell.noise_scales() for cell in cells]
+    epochs = sorted(set().union(*by_epoch))
+    scales = {str(epoch): [known.get(epoch, []) for known in by_epoch] for epoch in epochs}
+    scales["all at a high rate"] = [
+        [scale for run in cell.runs if (scale := reported_noise_scale(run.metrics))]
+        for cell in cells
+    ]
     rows = [["noise scale, images, in epoch", *(cell.label for cell in cells)]]
-    for epoch in sorted(set().union(*scales)):
-        medians = [f"{statistics.median(s[epoch]):,.0f}" if epoch in s else "-" for s in scales]
-        rows.append([str(epoch), *medians])
-    of_runs = [[reported_noise_scale(run.metrics) for run in cell.runs] for cell in cells]
-    known = [[scale for scale in scales if scale] for scales in of_runs]
-    medians = [f"{statistics.median(scales):,.0f}" if scales else "-" for scales in known]
-    return [*rows, ["all at a high rate", *medians]]
+    for name, of_cells in scales.items():
+        rows.append([name, *(f"{statistics.median(s):,.0f}" if s else "-" for s in of_cells)])
+    return rows
 
 
 def error_against_batch(cells: Iterable[report.Cell]) -> Figure:

@@ -127,9 +127,8 @@ def test_every_pair_is_compared_the_worse_with_the_better(tool):
 
 def test_noise_scales_are_medians_of_the_runs_that_could_tell(tool):
     def cell(label, *scales):
-        epochs = [(3, 0.4, scale) for scale in scales]
-        names = ("epoch", "learning_rate", "gradient_noise_scale")
-        metrics = [[dict(zip(names, values, strict=True))] for values in epochs]
+        epoch = {"epoch": 3, "learning_rate": 0.4}
+        metrics = [[{**epoch, "gradient_noise_scale": scale}] for scale in scales]
         return tool.report.Cell(label, tuple(tool.report.RunRecord({}, m) for m in metrics))
 
     rows = tool.noise_scale_rows([cell("a", 1000.0, 3000.0, None), cell("b", None), cell("c", 7.0)])
