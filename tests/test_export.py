@@ -11,15 +11,15 @@ import pytest
 from commands import run
 
 from tf_lbsgd import checkpoints, input_pipeline
+from tf_lbsgd.builders import create_model
 from tf_lbsgd.checkpoints import Checkpoint
-from tf_lbsgd.cli.process import MISCONFIGURED
 from tf_lbsgd.evaluation import evaluated_weights
 from tf_lbsgd.export import export_run
 from tf_lbsgd.preparation import open_split
-from tf_lbsgd.recipe import Recipe
-from tf_lbsgd.run_folder import RunFolder
-from tf_lbsgd.run_options import RunOptions
-from tf_lbsgd.training import create_model
+from tf_lbsgd.run.folder import RunFolder
+from tf_lbsgd.run.options import RunOptions
+from tf_lbsgd.run.recipe import Recipe
+from tf_lbsgd.workers.exits import MISCONFIGURED
 
 RECIPE = Recipe(
     model="resnet8",

@@ -9,10 +9,10 @@ import pytest
 import tensorflow as tf
 
 from tf_lbsgd import preparation
-from tf_lbsgd.cluster import Cluster
 from tf_lbsgd.preparation import check_disk_space, facts_to_agree_on, prepare_run
-from tf_lbsgd.recipe import Recipe
-from tf_lbsgd.run_options import RunOptions
+from tf_lbsgd.run.options import RunOptions
+from tf_lbsgd.run.recipe import Recipe
+from tf_lbsgd.workers.cluster import Cluster
 
 PHOTOS = Path(__file__).parent / "data" / "photos"
 RECIPE = Recipe(

@@ -8,8 +8,8 @@ import statistics
 import pytest
 
 from tf_lbsgd import report
-from tf_lbsgd.recipe import Recipe
-from tf_lbsgd.run_folder import RunFolder
+from tf_lbsgd.run.folder import RunFolder
+from tf_lbsgd.run.recipe import Recipe
 
 BASELINE = Recipe(dataset="fashion_mnist_10k", model="resnet8", global_batch_size=32)
 LARGE = dataclasses.replace(BASELINE, global_batch_size=1024, warmup="none")

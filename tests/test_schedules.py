@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_lbsgd.plan import Plan
-from tf_lbsgd.recipe import Recipe
+from tf_lbsgd.builders import create_schedule
+from tf_lbsgd.run.plan import Plan
+from tf_lbsgd.run.recipe import Recipe
 from tf_lbsgd.schedules import (
     WarmupCosineDecay,
     WarmupPiecewiseConstantDecay,
     WarmupPolynomialDecay,
-    create_schedule,
 )
 
 PAPER_8K = Recipe(dataset="tfrecord:/data/imagenet", global_batch_size=8192)

@@ -9,13 +9,15 @@ import pytest
 import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tf_lbsgd import audit, checkpoints, evaluation, training
-from tf_lbsgd.cluster import Cluster
+from tf_lbsgd import checkpoints, evaluation, training
+from tf_lbsgd.builders import create_model
 from tf_lbsgd.input_pipeline.order import sample_ids
-from tf_lbsgd.plan import Plan
 from tf_lbsgd.preparation import open_split, prepare_run
-from tf_lbsgd.recipe import Recipe
-from tf_lbsgd.run_options import RunOptions
+from tf_lbsgd.run.options import RunOptions
+from tf_lbsgd.run.plan import Plan
+from tf_lbsgd.run.recipe import Recipe
+from tf_lbsgd.step import audit
+from tf_lbsgd.workers.cluster import Cluster
 
 NUM_IMAGES = 100
 RECIPE = Recipe(
@@ -220,6 +222,6 @@ def test_trains(options, tmp_path):
 @pytest.mark.parametrize(("zero_gamma", "num_zero"), [(True, 3), (False, 0)])
 def test_zero_gamma_reaches_the_model(zero_gamma, num_zero):
     recipe = dataclasses.replace(RECIPE, zero_gamma=zero_gamma)
-    model = training.create_model(recipe, open_split(recipe, RunOptions(), "train"))
+    model = create_model(recipe, open_split(recipe, RunOptions(), "train"))
     gammas = [v.numpy() for v in model.trainable_variables if v.path.endswith("gamma")]
     assert sum(not gamma.any() for gamma in gammas) == num_zero

@@ -11,19 +11,19 @@
 See README.md for whole programs.
 """
 
-from tf_lbsgd.cluster import Cluster
-from tf_lbsgd.recipe import Recipe
+from tf_lbsgd.run.recipe import Recipe
+from tf_lbsgd.workers.cluster import Cluster
 
 # Names that need TensorFlow are imported when first used: the binaries decide where its start-up
 # chatter goes before it starts.
 _MODULES = {
-    "BatchNormalization": "tf_lbsgd.layers",
-    "DataParallelModel": "tf_lbsgd.trainer",
+    "BatchNormalization": "tf_lbsgd.models.batch_normalization",
+    "DataParallelModel": "tf_lbsgd.step.trainer",
     "GradientNoiseScale": "tf_lbsgd.callbacks",
     "LARS": "tf_lbsgd.optimizers",
     "MomentumCorrectedSGD": "tf_lbsgd.optimizers",
     "MomentumSGD": "tf_lbsgd.optimizers",
-    "MultiWorkerTrainer": "tf_lbsgd.trainer",
+    "MultiWorkerTrainer": "tf_lbsgd.step.trainer",
     "WarmupCosineDecay": "tf_lbsgd.schedules",
     "WarmupPiecewiseConstantDecay": "tf_lbsgd.schedules",
     "WarmupPolynomialDecay": "tf_lbsgd.schedules",

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
-from tf_lbsgd.cluster import Cluster
+from tf_lbsgd.workers.cluster import Cluster
 
 # Gradients travel in buckets of this size, 25 MiB as in PyTorch DDP: 102 MB of ResNet-50
 # gradients took 0.24 s so, against 0.43 s in one pack (2 local workers, RING over gRPC).
@@ -114,6 +114,17 @@ def values_of_chief(strategy: tf.distribute.Strategy, values: Sequence[float]) -
         return context.all_reduce(tf.distribute.ReduceOp.SUM, mine)
 
     return strategy.experimental_local_results(strategy.run(exchange))[0].numpy().tolist()
+
+
+def wait_for_all_workers(strategy: tf.distribute.Strategy) -> None:
+    """Keeps the first worker to finish from breaking the others (tensorflow#58434)."""
+
+    def meet() -> tf.Tensor:
+        return tf.distribute.get_replica_context().all_reduce(
+            tf.distribute.ReduceOp.SUM, tf.constant(1.0)
+        )
+
+    strategy.run(meet)
 
 
 def is_from_another_worker(error: tf.errors.OpError) -> bool:

@@ -7,18 +7,17 @@ import keras
 import numpy as np
 
 from tf_lbsgd import checkpoints, distribution
-from tf_lbsgd.cluster import Cluster
-from tf_lbsgd.preparation import open_split
-from tf_lbsgd.run_folder import RunFolder
-from tf_lbsgd.run_options import RunOptions
-from tf_lbsgd.training import (
+from tf_lbsgd.builders import (
     create_loss,
     create_metrics,
     create_model,
     evaluation_dataset,
     evaluation_steps,
-    wait_for_all_workers,
 )
+from tf_lbsgd.preparation import open_split
+from tf_lbsgd.run.folder import RunFolder
+from tf_lbsgd.run.options import RunOptions
+from tf_lbsgd.workers.cluster import Cluster
 
 
 def run_evaluation(
@@ -55,7 +54,7 @@ def run_evaluation(
         return_dict=True,
         verbose=0,
     )
-    wait_for_all_workers(strategy)
+    distribution.wait_for_all_workers(strategy)
     return {
         "step": checkpoint.step,
         "validation_loss": logs["loss"],

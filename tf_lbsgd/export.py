@@ -15,12 +15,12 @@ import keras
 import tensorflow as tf
 
 from tf_lbsgd import checkpoints
+from tf_lbsgd.builders import create_model
 from tf_lbsgd.evaluation import checkpoint_to_judge, evaluated_weights
-from tf_lbsgd.layers import BatchNormalization
+from tf_lbsgd.models.batch_normalization import BatchNormalization
 from tf_lbsgd.preparation import open_split
-from tf_lbsgd.run_folder import RunFolder
-from tf_lbsgd.run_options import RunOptions
-from tf_lbsgd.training import create_model
+from tf_lbsgd.run.folder import RunFolder
+from tf_lbsgd.run.options import RunOptions
 
 
 def export_run(

@@ -9,13 +9,14 @@ import shutil
 from pathlib import Path
 from typing import Literal
 
-from tf_lbsgd import distribution, input_pipeline, preflight
-from tf_lbsgd.cluster import Cluster
+from tf_lbsgd import distribution, input_pipeline
 from tf_lbsgd.models.resnet import num_values
-from tf_lbsgd.plan import Plan
-from tf_lbsgd.recipe import Recipe
-from tf_lbsgd.run_folder import RunFolder
-from tf_lbsgd.run_options import RunOptions
+from tf_lbsgd.run.folder import RunFolder
+from tf_lbsgd.run.options import RunOptions
+from tf_lbsgd.run.plan import Plan
+from tf_lbsgd.run.recipe import Recipe
+from tf_lbsgd.workers import meeting
+from tf_lbsgd.workers.cluster import Cluster
 
 _PACKAGES = ("tensorflow", "keras", "numpy")
 # Options that may differ between workers, since they are about the one worker.
@@ -129,17 +130,17 @@ def agree_with_other_workers(prepared: PreparedRun) -> None:
     """Returns when all workers are there and are about to do the same.
 
     Raises:
-        PreflightError: as `preflight.Preflight.meet`.
+        MeetingError: as `meeting.Meeting.meet`.
     """
     if not prepared.cluster.is_multi_worker:
         return
-    meeting = preflight.Preflight(
+    part = meeting.Meeting(
         cluster=prepared.cluster,
         facts=facts_to_agree_on(prepared),
         shared_folder=prepared.run_folder.path,
         timeout_secs=prepared.options.startup_timeout,
     )
-    for warning in meeting.meet():
+    for warning in part.meet():
         print(f"Warning: {warning}", flush=True)
 
 

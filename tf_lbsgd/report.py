@@ -22,7 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from tf_lbsgd.run_folder import RunFolder, reported_error
+from tf_lbsgd.run.folder import RunFolder, reported_error
 
 _FIGURE_INCHES = (8.5, 4.2)  # without the legend
 _LEGEND_CHARACTERS = 90  # that fit into a line of it

@@ -11,8 +11,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_lbsgd import checkpoints, distribution, input_pipeline
-from tf_lbsgd.audit import AuditedModel, AuditLog
+from tf_lbsgd import builders, checkpoints, distribution, input_pipeline
 from tf_lbsgd.callbacks import (
     Activity,
     CheckpointWriter,
@@ -27,27 +26,14 @@ from tf_lbsgd.callbacks import (
     TrainingPosition,
     WeightAveraging,
 )
-from tf_lbsgd.metrics import SampleCount
-from tf_lbsgd.models import resnet
-from tf_lbsgd.optimizers import LARS, MomentumSGD
-from tf_lbsgd.plan import Plan
 from tf_lbsgd.preparation import PreparedRun, agree_with_other_workers
-from tf_lbsgd.recipe import Recipe
-from tf_lbsgd.run_folder import RunFolder, reported_error, reported_noise_scale
-from tf_lbsgd.schedules import create_schedule
-from tf_lbsgd.stops import PreemptionNotice, RunStoppedError
-from tf_lbsgd.trainer import DataParallelModel
-from tf_lbsgd.watchdog import Watchdog, WorkerLostError
+from tf_lbsgd.run.folder import RunFolder, reported_error, reported_noise_scale
+from tf_lbsgd.step.audit import AuditedModel, AuditLog
+from tf_lbsgd.step.trainer import DataParallelModel
+from tf_lbsgd.workers.stops import PreemptionNotice, RunStoppedError
+from tf_lbsgd.workers.watchdog import Watchdog, WorkerLostError
 
-# Evaluation takes this many images a replica at a time; it changes the speed, not the outcome.
-_EVALUATION_BATCH_PER_REPLICA = 100
 _NAMED_IMAGES = 5
-
-_PRECISION_POLICIES = {
-    "float32": "float32",
-    "bfloat16": "mixed_bfloat16",
-    "float16": "mixed_float16",
-}
 
 
 def run_training(prepared: PreparedRun, notice: PreemptionNotice | None = None) -> dict[str, Any]:
@@ -103,15 +89,15 @@ def train(
         print(plan.describe())
     position = TrainingPosition(plan)
     with strategy.scope():
-        model = create_model(
+        model = builders.create_model(
             plan.recipe, prepared.train, AuditedModel if options.audit_data else DataParallelModel
         )
-        compile_for_training(model, plan)
+        builders.compile_for_training(model, plan)
         restored = restore_newest_checkpoint(model, prepared, position)
     is_evaluated = agree_on_start(strategy, run_folder, position)
     if options.audit_data:
         path = run_folder.audit / f"worker-{cluster.task_index}.jsonl"
-        model.audit_log = AuditLog(path, position)
+        model.audit_log = AuditLog(path, current_step=lambda: position.step)
     if cluster.is_chief:
         checkpoints.clean(run_folder.checkpoints, position.step)
         run_folder.keep_metrics_before(position.epoch)
@@ -123,71 +109,12 @@ def train(
     except tf.errors.InvalidArgumentError as error:
         raise unreadable_images(prepared, position) or error from error
     except RunStoppedError:
-        wait_for_all_workers(strategy)  # they are all here: nobody waits for one that is gone
+        # They are all here: nobody waits for one that is gone.
+        distribution.wait_for_all_workers(strategy)
         raise
     result = summarize(model, run_folder, position) if cluster.is_chief else {}
-    wait_for_all_workers(strategy)
+    distribution.wait_for_all_workers(strategy)
     return result
-
-
-def create_model(
-    recipe: Recipe,
-    source: input_pipeline.Source,
-    model_class: type[DataParallelModel] = DataParallelModel,
-) -> DataParallelModel:
-    """Builds the recipe's model; initial weights depend on the seed alone."""
-    return resnet(
-        recipe.model,
-        num_classes=source.num_classes,
-        image_shape=source.image_shape,
-        zero_gamma=recipe.zero_gamma,
-        seed=recipe.seed,
-        dtype=_PRECISION_POLICIES[recipe.precision],
-        model_class=model_class,
-    )
-
-
-def compile_for_training(model: DataParallelModel, plan: Plan) -> None:
-    """Gives the model the recipe's schedule, optimizer, loss and metrics."""
-    model.compile(
-        optimizer=create_optimizer(plan.recipe, create_schedule(plan)),
-        loss=create_loss(plan.recipe),
-        metrics=create_metrics(),
-        micro_batch_size=plan.recipe.micro_batch_size,
-        communication_options=distribution.communication_options(),
-    )
-
-
-def create_optimizer(
-    recipe: Recipe, schedule: keras.optimizers.schedules.LearningRateSchedule
-) -> keras.optimizers.Optimizer:
-    """The recipe's optimizer, following a schedule."""
-    arguments = {
-        "learning_rate": schedule,
-        "momentum": recipe.momentum,
-        "weight_decay": recipe.weight_decay,
-        "ema_momentum": recipe.ema_momentum,
-    }
-    if recipe.optimizer == "lars":
-        optimizer = LARS(**arguments, trust_coefficient=recipe.lars_trust_coefficient)
-    else:
-        optimizer = MomentumSGD(**arguments, nesterov=True)
-    if recipe.precision == "float16":
-        # Keeps and adapts the loss scale; the trainer decides, on the reduced gradient.
-        return keras.optimizers.LossScaleOptimizer(optimizer)
-    return optimizer
-
-
-def create_loss(recipe: Recipe) -> keras.losses.Loss:
-    """Mean cross-entropy of logits [batch, num_classes] and one-hot labels of that shape."""
-    return keras.losses.CategoricalCrossentropy(
-        from_logits=True, label_smoothing=recipe.label_smoothing
-    )
-
-
-def create_metrics() -> list[keras.metrics.Metric]:
-    """Top-1 accuracy, and the number of images it is taken over."""
-    return [keras.metrics.CategoricalAccuracy(name="top_1_accuracy"), SampleCount(name="images")]
 
 
 def restore_newest_checkpoint(
@@ -294,8 +221,8 @@ def finish_epoch(
 ) -> None:
     """Evaluates and records the epoch whose last step was restored, as `fit` would have."""
     evaluation = model.evaluate(
-        evaluation_dataset(prepared.validation, strategy),
-        steps=evaluation_steps(prepared.validation, strategy),
+        builders.evaluation_dataset(prepared.validation, strategy),
+        steps=builders.evaluation_steps(prepared.validation, strategy),
         callbacks=callbacks,
         return_dict=True,
         verbose=0,
@@ -329,8 +256,8 @@ def fit(
             initial_epoch=position.epoch,
             epochs=phase.end_epoch if is_whole_epoch else position.epoch + 1,
             steps_per_epoch=phase.steps_per_epoch - position.step_in_epoch,
-            validation_data=evaluation_dataset(prepared.validation, strategy),
-            validation_steps=evaluation_steps(prepared.validation, strategy),
+            validation_data=builders.evaluation_dataset(prepared.validation, strategy),
+            validation_steps=builders.evaluation_steps(prepared.validation, strategy),
             callbacks=callbacks,
             shuffle=False,
             verbose=0,
@@ -386,28 +313,6 @@ def training_dataset(
     )
 
 
-def evaluation_dataset(source: input_pipeline.Source, strategy: tf.distribute.Strategy) -> Any:
-    """Every image of a source, in order, divided among the replicas; the last batch is short."""
-    return distribution.distribute_dataset(
-        strategy,
-        lambda replica_ids: input_pipeline.evaluation_dataset(
-            source,
-            evaluation_batch_size=_evaluation_batch_size(strategy),
-            num_replicas=strategy.num_replicas_in_sync,
-            replica_ids=list(replica_ids),
-        ),
-    )
-
-
-def evaluation_steps(source: input_pipeline.Source, strategy: tf.distribute.Strategy) -> int:
-    """Number of steps that cover every image once."""
-    return input_pipeline.evaluation_steps(source.num_examples, _evaluation_batch_size(strategy))
-
-
-def _evaluation_batch_size(strategy: tf.distribute.Strategy) -> int:
-    return _EVALUATION_BATCH_PER_REPLICA * strategy.num_replicas_in_sync
-
-
 def summarize(
     model: DataParallelModel, run_folder: RunFolder, position: TrainingPosition
 ) -> dict[str, Any]:
@@ -434,14 +339,3 @@ def weights_sha256(model: keras.Model) -> str:
     for variable in model.variables:
         digest.update(variable.numpy().tobytes())
     return digest.hexdigest()
-
-
-def wait_for_all_workers(strategy: tf.distribute.Strategy) -> None:
-    """Keeps the first worker to finish from breaking the others (tensorflow#58434)."""
-
-    def meet() -> tf.Tensor:
-        return tf.distribute.get_replica_context().all_reduce(
-            tf.distribute.ReduceOp.SUM, tf.constant(1.0)
-        )
-
-    strategy.run(meet)

@@ -19,8 +19,8 @@ import keras
 import numpy as np
 from absl import app, flags
 
-from tf_lbsgd.layers import BatchNormalization
 from tf_lbsgd.models import resnet
+from tf_lbsgd.models.batch_normalization import BatchNormalization
 
 try:
     import torch

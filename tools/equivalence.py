@@ -21,12 +21,13 @@ from absl import app, flags
 from state_differences import GROUPS, read_state, relative_differences
 from tqdm import tqdm
 
-from tf_lbsgd import audit, checkpoints, training
+from tf_lbsgd import builders, checkpoints
 from tf_lbsgd.cli import flag_definitions
-from tf_lbsgd.cluster import Cluster
 from tf_lbsgd.preparation import prepare_run
-from tf_lbsgd.recipe import Recipe
-from tf_lbsgd.run_folder import RunFolder
+from tf_lbsgd.run.folder import RunFolder
+from tf_lbsgd.run.recipe import Recipe
+from tf_lbsgd.step import audit
+from tf_lbsgd.workers.cluster import Cluster
 
 _RUN_DIR = flags.DEFINE_string("run_dir", "runs/equivalence", "Where the runs are kept.")
 _OUTPUT = flags.DEFINE_string("output", None, "Also write the table here, as Markdown.")
@@ -182,8 +183,8 @@ def write_perturbed_start(run_dir: Path, recipe: Recipe, seed: int) -> None:
     A run continued from it shows how far rounding alone carries the weights apart.
     """
     prepared = prepare_run(recipe, Cluster(), run_dir)
-    model = training.create_model(recipe, prepared.train)
-    training.compile_for_training(model, prepared.plan)
+    model = builders.create_model(recipe, prepared.train)
+    builders.compile_for_training(model, prepared.plan)
     model.optimizer.build(model.trainable_variables)
     trainable = {id(variable) for variable in model.trainable_variables}
     random = np.random.default_rng(seed)

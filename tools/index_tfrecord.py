@@ -13,8 +13,8 @@ import time
 
 from absl import app, flags
 
-from tf_lbsgd.input_pipeline.shard_folder import index_path
-from tf_lbsgd.input_pipeline.shard_index import index_files
+from tf_lbsgd.input_pipeline.records.shard_folder import index_path
+from tf_lbsgd.input_pipeline.records.shard_index import index_files
 
 _PATH = flags.DEFINE_string("path", None, "Folder of TFRecord files.", required=True)
 _SHARD_NAME = re.compile(r"(.+)-\d{5}-of-\d{5}")

@@ -24,14 +24,14 @@ import numpy as np
 from absl import app, flags
 from tqdm import tqdm
 
-from tf_lbsgd import checkpoints, input_pipeline, training
+from tf_lbsgd import builders, checkpoints, input_pipeline
 from tf_lbsgd.optimizers import MomentumSGD
-from tf_lbsgd.plan import Plan
 from tf_lbsgd.preparation import open_split
-from tf_lbsgd.recipe import Recipe
-from tf_lbsgd.run_folder import RunFolder
-from tf_lbsgd.run_options import RunOptions
-from tf_lbsgd.trainer import DataParallelModel
+from tf_lbsgd.run.folder import RunFolder
+from tf_lbsgd.run.options import RunOptions
+from tf_lbsgd.run.plan import Plan
+from tf_lbsgd.run.recipe import Recipe
+from tf_lbsgd.step.trainer import DataParallelModel
 
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "Run with checkpoints.", required=True)
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of data sets found by name.")
@@ -89,10 +89,10 @@ def create_sgd_model(
     recipe: Recipe, source: input_pipeline.Source
 ) -> tuple[DataParallelModel, dict[str, np.ndarray]]:
     """Returns the recipe's model with plain SGD in float32, and its initial weights by name."""
-    model = training.create_model(recipe, source)
+    model = builders.create_model(recipe, source)
     model.compile(
         optimizer=MomentumSGD(0.0, momentum=0.0, weight_decay=recipe.weight_decay),
-        loss=training.create_loss(recipe),
+        loss=builders.create_loss(recipe),
         micro_batch_size=recipe.micro_batch_size,
     )
     return model, {n: v.numpy() for n, v in checkpoints.model_variables(model).items()}

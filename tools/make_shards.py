@@ -22,10 +22,10 @@ from collections.abc import Callable, Sequence
 from absl import app, flags
 from tqdm import tqdm
 
-from tf_lbsgd.input_pipeline.examples import make_example
-from tf_lbsgd.input_pipeline.image_folder import ImageFolder
-from tf_lbsgd.input_pipeline.shard_folder import INFIXES, LABELS_FILE, index_path
-from tf_lbsgd.input_pipeline.shard_index import index_files
+from tf_lbsgd.input_pipeline.records.examples import make_example
+from tf_lbsgd.input_pipeline.records.shard_folder import INFIXES, LABELS_FILE, index_path
+from tf_lbsgd.input_pipeline.records.shard_index import index_files
+from tf_lbsgd.input_pipeline.sources.image_folder import ImageFolder
 
 _INPUT = flags.DEFINE_string("input", None, "Image folder: train/CLASS/*.jpg ...", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the shards.", required=True)

@@ -1,4 +1,4 @@
-"""Makes tf_lbsgd/input_pipeline/fashion_mnist_10k.npz from the IDX files of Fashion-MNIST.
+"""Makes tf_lbsgd/input_pipeline/sources/fashion_mnist_10k.npz from the IDX files of Fashion-MNIST.
 
     apt-get install dataset-fashion-mnist
     python tools/prepare_fashion_mnist.py
@@ -12,9 +12,11 @@ import pathlib
 import numpy as np
 from absl import app, flags
 
-from tf_lbsgd.input_pipeline.idx_files import DEBIAN_DATA_DIR, read_fashion_mnist
+from tf_lbsgd.input_pipeline.records.idx_files import DEBIAN_DATA_DIR, read_fashion_mnist
 
-_BUNDLE = pathlib.Path(__file__).parents[1] / "tf_lbsgd/input_pipeline/fashion_mnist_10k.npz"
+_BUNDLE = (
+    pathlib.Path(__file__).parents[1] / "tf_lbsgd/input_pipeline/sources/fashion_mnist_10k.npz"
+)
 _BUNDLED_TRAIN, _BUNDLED_TEST = 10_000, 2_000
 
 _DATA_DIR = flags.DEFINE_string(

@@ -22,12 +22,13 @@ import numpy as np
 import psutil
 from tqdm import tqdm
 
-from tf_lbsgd import audit
-from tf_lbsgd.cli import flag_definitions, process
-from tf_lbsgd.launcher import local_cluster
-from tf_lbsgd.plan import Plan
-from tf_lbsgd.recipe import Recipe
-from tf_lbsgd.run_folder import RunFolder
+from tf_lbsgd.cli import flag_definitions
+from tf_lbsgd.run.folder import RunFolder
+from tf_lbsgd.run.plan import Plan
+from tf_lbsgd.run.recipe import Recipe
+from tf_lbsgd.step import audit
+from tf_lbsgd.workers import exits
+from tf_lbsgd.workers.launcher import local_cluster
 
 NUM_IMAGES = 640  # 48 does not divide it: each epoch drops 16
 RECIPE = Recipe(
@@ -434,7 +435,7 @@ def measure_preemption(folder: Path, num_workers: int, repetitions: int, bar: tq
             run.processes[draw.randrange(num_workers)].send_signal(signal.SIGTERM)
             statuses = set(run.end())
             # A run that was over before the signal came is done everywhere.
-            agreed += statuses in ({process.PREEMPTED}, {process.DONE})
+            agreed += statuses in ({exits.PREEMPTED}, {exits.DONE})
             entered = run.next_step()
         with training(run_dir, num_workers, supervised=False) as run:
             run.end()
@@ -443,7 +444,7 @@ def measure_preemption(folder: Path, num_workers: int, repetitions: int, bar: tq
             lost += len(steps) - len(set(steps)) if entered >= 0 else 0
         bar.update()
     return Outcome(
-        f"{agreed}/{repetitions} ended together with status {process.PREEMPTED}; {lost} steps "
+        f"{agreed}/{repetitions} ended together with status {exits.PREEMPTED}; {lost} steps "
         f"lost; {identical}/{repetitions} identical when continued",
         agreed == identical == repetitions and lost == 0,
         [],
@@ -564,7 +565,7 @@ EXPERIMENTS: Sequence[Experiment] = (
         1,
         measure_tests(
             "tests/cli/test_refusals.py",
-            "tests/test_preflight.py",
+            "tests/workers/test_meeting.py",
             "tests/multi_worker/test_disagreements.py",
             required=40,
             limit_secs=30.0,
@@ -607,8 +608,8 @@ EXPERIMENTS: Sequence[Experiment] = (
         measure_tests(
             "tests/multi_worker/test_launcher.py::"
             "test_a_crash_that_comes_again_ends_the_run_with_its_traceback_first",
-            "tests/test_supervision.py",
-            "tests/test_failures.py",
+            "tests/workers/test_supervision.py",
+            "tests/workers/test_failures.py",
             required=10,
         ),
         depends_on_workers=False,

@@ -29,8 +29,8 @@ from tqdm import tqdm
 
 from tf_lbsgd import report
 from tf_lbsgd.cli import flag_definitions, process
-from tf_lbsgd.recipe import Recipe
-from tf_lbsgd.run_folder import RunFolder, reported_noise_scale
+from tf_lbsgd.run.folder import RunFolder, reported_noise_scale
+from tf_lbsgd.run.recipe import Recipe
 
 # Tuned at the smallest kn (set "tune"); everything else follows from it by the linear rule.
 BASE = Recipe(

@@ -11,11 +11,11 @@ import sys
 
 from absl import app, flags
 
-from tf_lbsgd import audit
-from tf_lbsgd.plan import Plan
 from tf_lbsgd.preparation import open_split
-from tf_lbsgd.run_folder import RunFolder
-from tf_lbsgd.run_options import RunOptions
+from tf_lbsgd.run.folder import RunFolder
+from tf_lbsgd.run.options import RunOptions
+from tf_lbsgd.run.plan import Plan
+from tf_lbsgd.step import audit
 
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "Run trained with --audit_data.", required=True)
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of data sets found by name.")

@@ -1,8 +1,8 @@
 """Step, epoch and phase at every step of a run whose batch grows."""
 
 from tf_lbsgd.callbacks import TrainingPosition
-from tf_lbsgd.plan import Plan
-from tf_lbsgd.recipe import Recipe
+from tf_lbsgd.run.plan import Plan
+from tf_lbsgd.run.recipe import Recipe
 
 RECIPE = Recipe(
     dataset="synthetic:8x8x1",

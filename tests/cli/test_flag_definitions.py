@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from tf_lbsgd.cli.flag_definitions import flags_from_recipe
-from tf_lbsgd.recipe import Recipe
+from tf_lbsgd.run.recipe import Recipe
 
 PRINT_DIGEST = """
 import sys

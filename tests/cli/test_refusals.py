@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from commands import run
 
-from tf_lbsgd.cli.process import MISCONFIGURED
-from tf_lbsgd.recipe import Recipe
+from tf_lbsgd.run.recipe import Recipe
+from tf_lbsgd.workers.exits import MISCONFIGURED
 
 _LONGEST_SECS = 30.0
 # k = 4 micro-batches a step, 2 steps an epoch.

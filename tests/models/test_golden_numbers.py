@@ -10,8 +10,8 @@ import pytest
 
 from tf_lbsgd.models import resnet
 from tf_lbsgd.models.resnet import num_values
-from tf_lbsgd.plan import Plan
-from tf_lbsgd.recipe import Recipe
+from tf_lbsgd.run.plan import Plan
+from tf_lbsgd.run.recipe import Recipe
 from tf_lbsgd.schedules import WarmupPiecewiseConstantDecay
 
 GOLDEN = json.loads(Path(__file__).with_name("golden_numbers.json").read_text())

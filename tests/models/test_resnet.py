@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_lbsgd.layers import BatchNormalization
 from tf_lbsgd.models import resnet
+from tf_lbsgd.models.batch_normalization import BatchNormalization
 
 CIFAR_SHAPE = (32, 32, 3)
 IMAGENET_SHAPE = (224, 224, 3)

@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tf_lbsgd.cluster import Cluster
-from tf_lbsgd.launcher import free_ports
+from tf_lbsgd.workers.cluster import Cluster
+from tf_lbsgd.workers.launcher import free_ports
 
 PROGRAMS = Path(__file__).parent / "programs"
 _TIMEOUT_SECS = 180

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from commands import train
 
-from tf_lbsgd import audit
+from tf_lbsgd.step import audit
 
 NUM_IMAGES, GLOBAL_BATCH, EPOCHS = 100, 32, 3
 STEPS_PER_EPOCH = NUM_IMAGES // GLOBAL_BATCH

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tf_lbsgd.cli.process import MISCONFIGURED
-from tf_lbsgd.cluster import Cluster
-from tf_lbsgd.launcher import free_ports
+from tf_lbsgd.workers.cluster import Cluster
+from tf_lbsgd.workers.exits import MISCONFIGURED
+from tf_lbsgd.workers.launcher import free_ports
 
 RECIPE = (
     "--dataset=synthetic:8x8x1x10x150",

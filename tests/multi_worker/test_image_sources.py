@@ -7,7 +7,7 @@ import sys
 import pytest
 from commands import epoch_metrics, train
 
-from tf_lbsgd import audit
+from tf_lbsgd.step import audit
 
 ROOT = pathlib.Path(__file__).parents[2]
 PHOTOS = ROOT / "tests/data/photos"

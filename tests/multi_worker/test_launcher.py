@@ -17,10 +17,10 @@ import psutil
 import pytest
 from commands import epoch_metrics, run, train
 
-from tf_lbsgd import launcher
-from tf_lbsgd.cli.process import FAILED, PREEMPTED
-from tf_lbsgd.run_folder import RunFolder
-from tf_lbsgd.stops import PreemptionNotice
+from tf_lbsgd.run.folder import RunFolder
+from tf_lbsgd.workers import launcher
+from tf_lbsgd.workers.exits import FAILED, PREEMPTED
+from tf_lbsgd.workers.stops import PreemptionNotice
 
 # k = 4 micro-batches a step. Enough steps that a run is still going when its first epoch is
 # recorded, and all that a resume could lose: batch norm, momentum, a schedule, augmentation.
@@ -331,7 +331,8 @@ def test_killed_launcher_takes_its_workers_along_and_the_run_continues_exactly(l
 def environments_of_workers(folder: Path, num_workers: int, gpus_per_worker: int) -> list[str]:
     """What each of a number of workers finds: size of the cluster, index, visible GPUs."""
     report = (
-        "import os, sys; from tf_lbsgd.cluster import Cluster; c = Cluster.from_environment();"
+        "import os, sys; from tf_lbsgd.workers.cluster import Cluster;"
+        "c = Cluster.from_environment();"
         "print(c.num_workers, c.task_index, os.environ['CUDA_VISIBLE_DEVICES'], file=sys.stderr)"
     )
     logs = [folder / f"worker-{index}.log" for index in range(num_workers)]

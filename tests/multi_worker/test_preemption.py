@@ -11,7 +11,7 @@ import pytest
 from commands import epoch_metrics, train
 from worker_processes import preempted_step, training_workers
 
-from tf_lbsgd.cli.process import PREEMPTED
+from tf_lbsgd.workers.exits import PREEMPTED
 
 EPOCHS, STEPS_PER_EPOCH = 6, 6
 # All that a resume could lose, at once.

@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tf_lbsgd.cluster import Cluster
-from tf_lbsgd.launcher import free_ports
+from tf_lbsgd.workers.cluster import Cluster
+from tf_lbsgd.workers.launcher import free_ports
 
 START_SECS, END_SECS = 120.0, 60.0
 

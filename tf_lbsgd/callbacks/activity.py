@@ -5,8 +5,8 @@ from typing import Any
 import keras
 
 from tf_lbsgd.callbacks.training_position import TrainingPosition
-from tf_lbsgd.step_record import WAITING_FOR_WORKERS
-from tf_lbsgd.watchdog import Watchdog
+from tf_lbsgd.step.step_record import WAITING_FOR_WORKERS
+from tf_lbsgd.workers.watchdog import Watchdog
 
 
 class Activity(keras.callbacks.Callback):

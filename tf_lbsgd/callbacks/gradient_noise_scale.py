@@ -4,8 +4,8 @@ from typing import Any
 
 import keras
 
-from tf_lbsgd import gradient_noise
 from tf_lbsgd.callbacks.training_position import TrainingPosition
+from tf_lbsgd.step import gradient_noise
 
 
 class GradientNoiseScale(keras.callbacks.Callback):

@@ -8,7 +8,7 @@ import keras
 
 from tf_lbsgd.callbacks.straggler_watch import StragglerWatch
 from tf_lbsgd.callbacks.training_position import TrainingPosition
-from tf_lbsgd.run_folder import RunFolder
+from tf_lbsgd.run.folder import RunFolder
 
 _COLUMNS = (
     ("epoch", "{epoch:>7}", 7),

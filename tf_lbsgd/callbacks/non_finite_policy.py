@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from tf_lbsgd.callbacks.training_position import TrainingPosition
-from tf_lbsgd.stops import NonFiniteError
+from tf_lbsgd.workers.stops import NonFiniteError
 
 
 class NonFinitePolicy(keras.callbacks.Callback):

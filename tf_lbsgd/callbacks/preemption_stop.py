@@ -5,7 +5,7 @@ from typing import Any
 import keras
 
 from tf_lbsgd.callbacks.training_position import TrainingPosition
-from tf_lbsgd.stops import PreemptedError, PreemptionNotice
+from tf_lbsgd.workers.stops import PreemptedError, PreemptionNotice
 
 
 class PreemptionStop(keras.callbacks.Callback):

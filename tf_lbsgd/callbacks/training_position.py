@@ -4,7 +4,7 @@ from typing import Any
 
 import keras
 
-from tf_lbsgd.plan import Phase, Plan
+from tf_lbsgd.run.plan import Phase, Plan
 
 
 class TrainingPosition(keras.callbacks.Callback):

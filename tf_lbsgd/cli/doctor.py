@@ -10,6 +10,7 @@ as you would start `train`: the workers meet, and part again.
 import sys
 
 from tf_lbsgd.cli import flag_definitions, process
+from tf_lbsgd.workers import exits
 
 
 def main(_: list[str]) -> None:
@@ -18,7 +19,7 @@ def main(_: list[str]) -> None:
     run_dir = flag_definitions.require_run_dir()
     are_ok = True
     with process.hold_standard_error():
-        from tf_lbsgd.checkup import Checkup
+        from tf_lbsgd.doctor import Checkup
 
         checkup = Checkup(
             flag_definitions.recipe_from_flags, run_dir, flag_definitions.run_options_from_flags()
@@ -28,7 +29,7 @@ def main(_: list[str]) -> None:
             sys.stdout.flush()
             are_ok &= finding.is_ok
     if not are_ok:
-        sys.exit(process.MISCONFIGURED)
+        sys.exit(exits.MISCONFIGURED)
 
 
 def run() -> None:

@@ -6,8 +6,8 @@
 """
 
 from tf_lbsgd.cli import flag_definitions, process
-from tf_lbsgd.cluster import Cluster
-from tf_lbsgd.run_folder import RunFolder
+from tf_lbsgd.run.folder import RunFolder
+from tf_lbsgd.workers.cluster import Cluster
 
 
 def main(_: list[str]) -> None:

@@ -9,7 +9,7 @@ Whoever opens it needs Keras or TensorFlow, and not this package.
 from absl import flags
 
 from tf_lbsgd.cli import flag_definitions, process
-from tf_lbsgd.run_folder import RunFolder
+from tf_lbsgd.run.folder import RunFolder
 
 _FORMAT = flags.DEFINE_enum("format", "keras", ["keras", "saved_model"], "What to write.")
 _OUTPUT = flags.DEFINE_string("output", None, "File (.keras) or folder (SavedModel) to make.")

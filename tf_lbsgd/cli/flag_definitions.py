@@ -7,7 +7,8 @@ import dataclasses
 
 from absl import flags
 
-from tf_lbsgd.recipe import (
+from tf_lbsgd.run.options import RunOptions
+from tf_lbsgd.run.recipe import (
     AUGMENTATIONS,
     DECAYS,
     MODELS,
@@ -16,7 +17,6 @@ from tf_lbsgd.recipe import (
     WARMUPS,
     Recipe,
 )
-from tf_lbsgd.run_options import RunOptions
 
 FLAGS = flags.FLAGS
 

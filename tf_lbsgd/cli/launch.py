@@ -12,10 +12,10 @@ import sys
 
 from absl import flags
 
-from tf_lbsgd import launcher, network_namespace, supervision
 from tf_lbsgd.cli import flag_definitions, process
-from tf_lbsgd.run_folder import RunFolder
-from tf_lbsgd.stops import PreemptionNotice
+from tf_lbsgd.run.folder import RunFolder
+from tf_lbsgd.workers import exits, launcher, network_namespace, supervision
+from tf_lbsgd.workers.stops import PreemptionNotice
 
 _OWN_FLAGS = flag_definitions.define_launcher_flags()
 
@@ -68,14 +68,14 @@ def supervise(
             run_folder,
             notice,
             max_restarts=max_restarts,
-            final_statuses=(process.MISCONFIGURED, process.PREEMPTED),
+            final_statuses=(exits.MISCONFIGURED, exits.PREEMPTED),
             grace_secs=grace_secs,
         )
     except launcher.WorkerFailedError as failure:
         # Too late to save, or too early to have anything to save: no failure of the run either.
         if notice.received and failure.status in (None, -signal.SIGTERM):
-            sys.exit(process.PREEMPTED)
-        sys.exit(max(failure.status or 0, process.FAILED))  # a signal's status is negative
+            sys.exit(exits.PREEMPTED)
+        sys.exit(max(failure.status or 0, exits.FAILED))  # a signal's status is negative
 
 
 def run() -> None:

@@ -10,7 +10,7 @@ import json
 from absl import flags
 
 from tf_lbsgd.cli import flag_definitions, process
-from tf_lbsgd.plan import Plan
+from tf_lbsgd.run.plan import Plan
 
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead of a table.")
 _NUM_REPLICAS = flags.DEFINE_integer("num_replicas", 1, "Devices that share a step.")

@@ -17,12 +17,15 @@ from typing import BinaryIO, TextIO
 
 from absl import app, flags
 
-from tf_lbsgd.stops import PREEMPTED, PreemptedError
-
-# Exit statuses of all binaries.
-DONE = 0
-FAILED = 1
-MISCONFIGURED = 2
+from tf_lbsgd.workers.exits import (
+    DONE,
+    FAILED,
+    FAILED_PREFIX,
+    MISCONFIGURED,
+    PREEMPTED,
+    REFUSED_PREFIX,
+)
+from tf_lbsgd.workers.stops import PreemptedError
 
 _LAUNCHER_PID = "LBSGD_LAUNCHER_PID"
 _PR_SET_PDEATHSIG = 1
@@ -39,7 +42,7 @@ def run_binary(main: Callable[[list[str]], None], *, takes_arguments: bool = Fal
         try:
             return parse_flags(argv, takes_arguments=takes_arguments)
         except ValueError as error:
-            sys.exit(_end(sys.stderr, f"Error: {error}", MISCONFIGURED))
+            sys.exit(_end(sys.stderr, f"{REFUSED_PREFIX}{error}", MISCONFIGURED))
 
     def guarded(argv: list[str]) -> int:
         terminal = os.fdopen(os.dup(sys.stderr.fileno()), "w")
@@ -49,7 +52,7 @@ def run_binary(main: Callable[[list[str]], None], *, takes_arguments: bool = Fal
         except ValueError as error:
             if _has_log(terminal):
                 traceback.print_exc()
-            return _end(terminal, f"Error: {error}", MISCONFIGURED)
+            return _end(terminal, f"{REFUSED_PREFIX}{error}", MISCONFIGURED)
         except PreemptedError as notice:
             return _end(terminal, str(notice), PREEMPTED)
         except KeyboardInterrupt:
@@ -57,7 +60,7 @@ def run_binary(main: Callable[[list[str]], None], *, takes_arguments: bool = Fal
         except Exception as error:
             traceback.print_exc()
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            return _end(terminal, f"Failed: {reason} (the log has all of it)", FAILED)
+            return _end(terminal, f"{FAILED_PREFIX}{reason} (the log has all of it)", FAILED)
 
     _list_flags_in_help()
     app.run(guarded, flags_parser=parse)

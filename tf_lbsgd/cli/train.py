@@ -6,11 +6,11 @@ With TF_CONFIG (or under SLURM) it is one worker of a cluster; start the same co
 worker. `python -m tf_lbsgd.cli.launch` does so for several workers on one machine.
 """
 
-from tf_lbsgd import preflight
 from tf_lbsgd.cli import flag_definitions, process
-from tf_lbsgd.cluster import Cluster
-from tf_lbsgd.run_folder import RunFolder
-from tf_lbsgd.stops import PreemptionNotice
+from tf_lbsgd.run.folder import RunFolder
+from tf_lbsgd.workers import meeting
+from tf_lbsgd.workers.cluster import Cluster
+from tf_lbsgd.workers.stops import PreemptionNotice
 
 
 def main(_: list[str]) -> None:
@@ -30,7 +30,7 @@ def main(_: list[str]) -> None:
         try:
             prepared = prepare_run(recipe, cluster, run_folder.path, options)
         except ValueError as error:
-            preflight.refuse(cluster, str(error))
+            meeting.refuse(cluster, str(error))
             raise
     process.send_standard_error_to(run_folder.log(cluster.task_index), chatter)
     result = run_training(prepared, notice)

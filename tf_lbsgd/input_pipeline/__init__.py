@@ -6,13 +6,6 @@ Read `order` first: which sample is read at which step. `sources` says what a so
 """
 
 from tf_lbsgd.input_pipeline.augmentation import AUGMENTATIONS
-from tf_lbsgd.input_pipeline.dataset_names import open_source
-from tf_lbsgd.input_pipeline.dirty_data import (
-    Replacements,
-    UnreadableImageError,
-    name_unreadable,
-    unreadable_reason,
-)
 from tf_lbsgd.input_pipeline.image_decoding import EncodedImages
 from tf_lbsgd.input_pipeline.order import (
     evaluation_ids,
@@ -25,7 +18,14 @@ from tf_lbsgd.input_pipeline.pipeline import (
     evaluation_dataset,
     training_dataset,
 )
-from tf_lbsgd.input_pipeline.sources import Source
+from tf_lbsgd.input_pipeline.source import Source
+from tf_lbsgd.input_pipeline.sources.opening import open_source
+from tf_lbsgd.input_pipeline.sources.tolerant_images import (
+    Replacements,
+    UnreadableImageError,
+    name_unreadable,
+    unreadable_reason,
+)
 
 __all__ = [
     "AUGMENTATIONS",

@@ -17,11 +17,11 @@ from tf_lbsgd.input_pipeline.augmentation import (
     random_resized_crop_box,
 )
 from tf_lbsgd.input_pipeline.random_numbers import per_sample_uniform
-from tf_lbsgd.input_pipeline.records import Records, read_records
-from tf_lbsgd.input_pipeline.sources import BatchLoader, IndexedSource
+from tf_lbsgd.input_pipeline.records.records import Records, read_records
+from tf_lbsgd.input_pipeline.source import BatchLoader, IndexedSource
 
 if TYPE_CHECKING:
-    from tf_lbsgd.input_pipeline.dirty_data import Replacements
+    from tf_lbsgd.input_pipeline.sources.tolerant_images import Replacements
 
 CHANNELS = 3
 

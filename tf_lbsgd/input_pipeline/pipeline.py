@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from tf_lbsgd.input_pipeline.augmentation import AUGMENTATIONS
-from tf_lbsgd.input_pipeline.sources import Source
+from tf_lbsgd.input_pipeline.source import Source
 
 _STEPS_AHEAD = 2
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import keras
 from keras import layers
 
-from tf_lbsgd.layers import BatchNormalization
+from tf_lbsgd.models.batch_normalization import BatchNormalization
 
 # (mean, standard deviation) a channel, of pixels in [0, 1], by the number of channels.
 _NORMALIZATIONS = {

@@ -11,11 +11,11 @@ import numpy as np
 import tensorflow as tf
 
 from tf_lbsgd import input_pipeline
-from tf_lbsgd.cluster import Cluster
 from tf_lbsgd.preparation import prepare_run
-from tf_lbsgd.recipe import Recipe
-from tf_lbsgd.run_options import RunOptions
+from tf_lbsgd.run.options import RunOptions
+from tf_lbsgd.run.recipe import Recipe
 from tf_lbsgd.training import run_training
+from tf_lbsgd.workers.cluster import Cluster
 
 arguments = json.loads(sys.argv[1])
 cluster = Cluster.from_environment()

@@ -15,8 +15,8 @@ import tensorflow as tf
 
 import tf_lbsgd as lbsgd
 from tf_lbsgd.callbacks import StragglerWatch
-from tf_lbsgd.cluster import Cluster
 from tf_lbsgd.distribution import distribute_dataset
+from tf_lbsgd.workers.cluster import Cluster
 
 OUTPUT, ARGUMENTS = sys.argv[1], json.loads(sys.argv[2])
 STEP_SECS = 0.1

@@ -1,0 +1,163 @@
+"""The run folder: one recipe, whole files, metrics that follow a resume."""
+
+import dataclasses
+import json
+import os
+
+import pytest
+
+from tf_lbsgd.run.folder import RunFolder
+from tf_lbsgd.run.recipe import Recipe
+
+RECIPE = Recipe(dataset="fashion_mnist_10k", decay_epochs=(30, 60.5), warmup_epochs=5)
+
+
+def metrics(epoch: int) -> dict:
+    return {"epoch": epoch, "step": 10 * epoch, "train_loss": 1 / 3 + epoch}
+
+
+@pytest.fixture
+def run_folder(tmp_path) -> RunFolder:
+    folder = RunFolder(tmp_path / "runs" / "first")
+    folder.claim(RECIPE)
+    return folder
+
+
+def test_looking_at_a_folder_makes_nothing(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.check(RECIPE)
+    assert folder.read_metrics() == []
+    assert folder.read_result() is None
+    with pytest.raises(ValueError, match=r"No run .* Received: .*run Expected: "):
+        folder.read_recipe()
+    assert not folder.path.exists()
+
+
+def test_recipe_is_kept(run_folder):
+    assert run_folder.read_recipe() == RECIPE
+    assert json.loads((run_folder.path / "recipe.json").read_text()) == RECIPE.to_json()
+    assert [p.name for p in run_folder.path.iterdir()] == ["recipe.json"]
+
+
+def test_same_recipe_continues(run_folder):
+    before = (run_folder.path / "recipe.json").stat().st_mtime_ns
+    run_folder.check(dataclasses.replace(RECIPE, decay_epochs=[30, 60.5], warmup_epochs=5.0))
+    run_folder.claim(RECIPE)
+    assert (run_folder.path / "recipe.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "lines"),
+    [
+        ({"seed": 1}, ["seed: 1 here, 0 in the run folder"]),
+        ({"decay_epochs": (30,)}, ["decay_epochs: [30.0] here, [30.0, 60.5] in the run folder"]),
+        (
+            {"momentum": 0.8, "model": "resnet101"},
+            [
+                "model: resnet101 here, resnet50 in the run folder",
+                "momentum: 0.8 here, 0.9 in the run folder",
+            ],
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
+def test_another_recipe_is_refused_and_the_fields_named(run_folder, changes, lines):
+    with pytest.raises(ValueError, match=r"(?s)another recipe.*Received:.*Expected:") as refusal:
+        run_folder.check(dataclasses.replace(RECIPE, **changes))
+    named = [line.strip() for line in str(refusal.value).splitlines()[1:-1]]
+    assert named == lines
+
+
+@pytest.mark.parametrize("name", ["run", "run/of/mine", "."])
+def test_a_file_in_the_way_is_refused(tmp_path, name):
+    in_the_way = tmp_path / ("logs" if name == "." else "run")
+    in_the_way.touch()
+    with pytest.raises(ValueError, match=rf"not a folder\. .*{in_the_way} is a file\. Expected: "):
+        RunFolder(tmp_path / name).check(RECIPE)
+
+
+@pytest.fixture
+def without_privileges():
+    """As an ordinary user, whom permissions hold back."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    yield
+    os.seteuid(user)
+
+
+@pytest.mark.parametrize(("name", "blocked"), [("run", "run"), ("run/new", "run"), (".", "logs")])
+@pytest.mark.parametrize("mode", [0o555, 0o000])
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path, name, blocked, mode, request):
+    tmp_path.chmod(0o777)
+    (tmp_path / blocked).mkdir()
+    (tmp_path / blocked).chmod(mode)
+    for parent in tmp_path.parents:
+        if not parent.stat().st_mode & 0o001:  # pytest's folders are for their owner alone
+            parent.chmod(0o755)
+    request.getfixturevalue("without_privileges")
+    refusal = rf"cannot be written\. .*{tmp_path / blocked} is read-only"
+    with pytest.raises(ValueError, match=refusal):
+        RunFolder(tmp_path / name).check(RECIPE)
+
+
+def test_the_newest_checkpoint_is_that_with_a_manifest(run_folder):
+    assert run_folder.newest_checkpoint_step() == 0
+    run_folder.checkpoints.mkdir()
+    for name in ("step-000000009.json", "step-000000012.json", "step-000000020.npz", "best.json"):
+        (run_folder.checkpoints / name).touch()
+    assert run_folder.newest_checkpoint_step() == 12
+
+
+def test_metrics_are_read_as_they_were_written(run_folder):
+    for epoch in (1, 2):
+        run_folder.append_metrics(metrics(epoch))
+    assert run_folder.read_metrics() == [metrics(1), metrics(2)]
+    assert (run_folder.path / "metrics.jsonl").read_text().count("\n") == 2
+
+
+@pytest.mark.parametrize("completed", [0, 1, 2, 3, 4])
+def test_epochs_that_will_be_run_again_are_dropped(run_folder, completed):
+    for epoch in (1, 2, 3):
+        run_folder.append_metrics(metrics(epoch))
+    run_folder.keep_metrics_before(completed)
+    assert run_folder.read_metrics() == [metrics(e) for e in (1, 2, 3) if e <= completed]
+    run_folder.append_metrics(metrics(9))  # on a line of its own
+    assert run_folder.read_metrics()[-1] == metrics(9)
+
+
+def test_a_result_means_the_run_is_complete(run_folder):
+    assert run_folder.read_result() is None
+    run_folder.write_result({"epochs": 90})
+    assert run_folder.read_result() == {"epochs": 90}
+
+
+WRITES = {
+    "recipe.json": lambda folder: folder.claim(RECIPE),
+    "metrics.jsonl": lambda folder: folder.keep_metrics_before(1),
+    "result.json": lambda folder: folder.write_result({"epochs": 2}),
+}
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_a_write_that_is_cut_short_leaves_what_was_there(run_folder, name, monkeypatch):
+    for epoch in (1, 2):
+        run_folder.append_metrics(metrics(epoch))
+    run_folder.write_result({"epochs": 1})
+    if name == "recipe.json":
+        (run_folder.path / name).unlink()
+    path = run_folder.path / name
+    before = path.read_text() if path.exists() else None
+
+    def power_failure(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", power_failure)
+        with pytest.raises(KeyboardInterrupt):
+            WRITES[name](run_folder)
+    assert (path.read_text() if path.exists() else None) == before
+
+    WRITES[name](run_folder)  # over what was left behind
+    assert path.read_text() != before
+    assert not list(run_folder.path.glob(".*.partial"))

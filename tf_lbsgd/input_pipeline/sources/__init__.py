@@ -1,0 +1,1 @@
+"""Sources of labelled images, one kind a file. `opening` opens them by name."""

@@ -1,0 +1,7 @@
+"""Optimizers that keep weight decay and momentum as the paper has them."""
+
+from tf_lbsgd.optimizers.lars import LARS
+from tf_lbsgd.optimizers.momentum_corrected_sgd import MomentumCorrectedSGD
+from tf_lbsgd.optimizers.momentum_sgd import MomentumSGD
+
+__all__ = ["LARS", "MomentumCorrectedSGD", "MomentumSGD"]

@@ -1,0 +1,96 @@
+"""Keras' SGD with the paper's momentum correction."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tf_lbsgd.run.fields import require
+
+
+@keras.saving.register_keras_serializable(package="tf_lbsgd")
+class MomentumCorrectedSGD(keras.optimizers.SGD):
+    r"""`keras.optimizers.SGD` with the paper's momentum correction, for rates that change.
+
+    With rate eta of this step and eta_old of the step before, Keras' form (10) becomes
+
+        v <- m * (eta / eta_old) * v + eta * g
+        w <- w - v                      (nesterov=False)
+        w <- w - (m * v + eta * g)      (nesterov=True)
+
+    which makes it equal to form (9), and to `MomentumSGD`, for any sequence of rates > 0 (section
+    3, remark 2): by induction v = eta * u. (Keras keeps -v in its slot.)
+
+    It is for a program that stays with `keras.optimizers.SGD`, for its arguments (clipnorm,
+    decoupled weight_decay, use_ema), for its checkpoints of v, or for a callback such as
+    `ReduceLROnPlateau` that sets the rate, and that warms up or drops it. A new program is better
+    off with `MomentumSGD`, whose state never holds a rate.
+
+    After a step at rate 0 nothing is left of the momentum: v = 0 * u.
+
+    Args:
+        *args: as of `keras.optimizers.SGD`.
+        **kwargs: as of `keras.optimizers.SGD`, except gradient_accumulation_steps.
+
+    Raises:
+        ValueError: for gradient_accumulation_steps. Keras would skip updates, but not changes of
+            the rate; `micro_batch_size` of `MultiWorkerTrainer.compile` accumulates exactly.
+
+    References:
+        Goyal et al., "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", 2017,
+        section 3, remark 2. https://arxiv.org/abs/1706.02677
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Takes the arguments of `keras.optimizers.SGD`."""
+        super().__init__(*args, **kwargs)
+        require(
+            not self.gradient_accumulation_steps,
+            "gradient_accumulation_steps",
+            self.gradient_accumulation_steps,
+            "None; MultiWorkerTrainer accumulates with compile(micro_batch_size=...)",
+        )
+
+    def build(self, variables: Sequence[Any]) -> None:
+        """Creates Keras' state and, next to it, the rate of the step before.
+
+        Args:
+            variables: the trainable variables, in the order in which gradients will be given.
+        """
+        if self.built:
+            return
+        super().build(variables)
+        self.previous_learning_rate = self.add_variable(
+            shape=(), name="previous_learning_rate", aggregation="only_first_replica"
+        )
+
+    def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
+        """Updates all variables, then remembers the rate that they were updated with.
+
+        Args:
+            grads: one gradient a variable.
+            trainable_variables: the variables, needed at the first call only.
+        """
+        # Read before Keras counts the step: a schedule then says the next step's rate.
+        learning_rate = tf.identity(self.learning_rate)
+        super().apply(grads, trainable_variables)
+        self.previous_learning_rate.assign(learning_rate)
+
+    def update_step(self, gradient: Any, variable: tf.Variable, learning_rate: Any) -> None:
+        """Brings the velocity of one variable to this step's rate, then updates it as Keras does.
+
+        Args:
+            gradient: tensor of the variable's shape.
+            variable: the weight w; under a `tf.distribute` strategy this device's copy of it.
+            learning_rate: scalar.
+        """
+        if self.momentums:
+            velocity = self.momentums[self._get_variable_index(variable)]
+            # At the first step the velocity is 0 and the rate before it too: 0 / 0 counts as 0.
+            correction = tf.math.divide_no_nan(
+                tf.cast(learning_rate, variable.dtype),
+                tf.cast(self.previous_learning_rate, variable.dtype),
+            )
+            self.assign(velocity, correction * velocity)
+        super().update_step(gradient, variable, learning_rate)

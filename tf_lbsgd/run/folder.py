@@ -1,0 +1,194 @@
+"""The run folder: what a run was asked to do, what it did, and what came out.
+
+    recipe.json      the recipe, written before step 1
+    metrics.jsonl    one object an epoch
+    result.json      the outcome, written last: its presence means the run is complete
+    checkpoints/     see `tf_lbsgd.checkpoints`
+    tensorboard/     scalars, from the chief
+    logs/            worker-I.log, standard error of worker I; supervisor.log, restarts;
+                     replaced-worker-I.jsonl, images that worker I replaced
+    audit/           worker-I.jsonl, the samples of each step, with --audit_data
+
+Files are replaced whole, so that a reader never sees half of one.
+"""
+
+import json
+import math
+import os
+import statistics
+from pathlib import Path
+from typing import Any
+
+from tf_lbsgd.run.recipe import Recipe
+
+_REPORTED_EPOCHS = 5
+
+
+class RunFolder:
+    """Paths and files of one run; all workers may read, only the chief writes.
+
+    Args:
+        path: The folder; created by `claim`.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self.tensorboard = self.path / "tensorboard"
+        self.logs = self.path / "logs"
+        self.audit = self.path / "audit"
+        self._recipe = self.path / "recipe.json"
+        self._metrics = self.path / "metrics.jsonl"
+        self._result = self.path / "result.json"
+
+    def check(self, recipe: Recipe) -> None:
+        """Refuses a folder that belongs to another recipe, or that cannot be written.
+
+        Raises:
+            ValueError: names the fields that differ, or the file or folder in the way.
+        """
+        self.check_writable()
+        if not self._recipe.exists():
+            return
+        differences = recipe.differences(self.read_recipe())
+        if differences:
+            raise ValueError(
+                f"The run folder {self.path} holds a run of another recipe. Received:\n  "
+                + "\n  ".join(differences)
+                + "\nExpected: the same recipe, which continues that run, or another --run_dir."
+            )
+
+    def check_writable(self) -> None:
+        """Refuses a folder where this user cannot write, or make it.
+
+        Raises:
+            ValueError: names the file or folder in the way.
+        """
+        for folder in (self.logs, self.checkpoints):
+            existing = next(p for p in (folder, *folder.absolute().parents) if os.path.exists(p))
+            if not existing.is_dir():
+                raise ValueError(
+                    f"The run folder is not a folder. Received: run_dir={self.path}, where "
+                    f"{existing} is a file. Expected: a folder, or a path where one can be made."
+                )
+            if not os.access(existing, os.W_OK | os.X_OK, effective_ids=True):
+                raise ValueError(
+                    f"The run folder cannot be written. Received: run_dir={self.path}, where "
+                    f"{existing} is read-only for this user or on this disk. Expected: a folder "
+                    "that may be written, or a path where one can be made."
+                )
+
+    def claim(self, recipe: Recipe) -> None:
+        """Makes the folder and writes `recipe.json`, once."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not self._recipe.exists():
+            _write_json(self._recipe, recipe.to_json())
+
+    def read_recipe(self) -> Recipe:
+        """Returns the recipe of the run.
+
+        Raises:
+            ValueError: there is no run in this folder.
+        """
+        if not self._recipe.exists():
+            raise ValueError(
+                f"No run in this folder. Received: run_dir={self.path} "
+                "Expected: a folder that holds recipe.json, made by tf_lbsgd.cli.train."
+            )
+        return Recipe.from_json(json.loads(self._recipe.read_text()))
+
+    def log(self, task_index: int) -> Path:
+        """Returns the path of a worker's log file."""
+        return self.logs / f"worker-{task_index}.log"
+
+    @property
+    def supervisor_log(self) -> Path:
+        """Path of the log of failures and restarts, written by `launch`."""
+        return self.logs / "supervisor.log"
+
+    def newest_checkpoint_step(self) -> int:
+        """Returns the step of the newest checkpoint that was written to its end; 0: none."""
+        return max((int(p.stem[-9:]) for p in self.checkpoints.glob("step-*.json")), default=0)
+
+    def replacements_log(self, task_index: int) -> Path:
+        """Returns the path of the images that a worker replaced, one JSON object each."""
+        return self.logs / f"replaced-worker-{task_index}.jsonl"
+
+    def count_replaced_images(self, epoch: int | None = None) -> int:
+        """Returns how many images all workers replaced, in an epoch (from 1) or in the run."""
+        replaced = set()
+        for path in self.logs.glob("replaced-worker-*.jsonl"):
+            # A line without its end is being written.
+            lines = (t for t in path.read_text().splitlines(keepends=True) if t.endswith("\n"))
+            replaced |= {r["id"] for r in map(json.loads, lines) if epoch in (None, r["epoch"])}
+        return len(replaced)
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Returns one object for each epoch recorded so far, in order."""
+        if not self._metrics.exists():
+            return []
+        lines = self._metrics.read_text().splitlines(keepends=True)
+        # A line without its end was being written when the machine went down.
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def append_metrics(self, epoch_metrics: dict[str, Any]) -> None:
+        """Adds the object of one epoch to `metrics.jsonl`."""
+        with self._metrics.open("a") as file:
+            file.write(json.dumps(epoch_metrics) + "\n")
+
+    def keep_metrics_before(self, epoch: int) -> None:
+        """Drops epochs that are about to be run again after a resume."""
+        kept = [m for m in self.read_metrics() if m["epoch"] <= epoch]
+        _write_text(self._metrics, "".join(json.dumps(m) + "\n" for m in kept))
+
+    def read_result(self) -> dict[str, Any] | None:
+        """Returns the outcome, or None while the run is not complete."""
+        return json.loads(self._result.read_text()) if self._result.exists() else None
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Writes `result.json`: the run is complete."""
+        _write_json(self._result, result)
+
+
+def reported_error(metrics: list[dict[str, Any]]) -> float:
+    """Returns what the paper reports of a run: the median of the last five epochs (section 5.1).
+
+    Args:
+        metrics: One object an epoch, at least one.
+
+    Returns:
+        Validation top-1 error, percent.
+    """
+    return statistics.median(m["validation_top_1_error"] for m in metrics[-_REPORTED_EPOCHS:])
+
+
+def reported_noise_scale(metrics: list[dict[str, Any]]) -> float | None:
+    """Returns the gradient noise scale of a run, samples: the median of its high-rate epochs.
+
+    Those are the ones that end at half the highest rate or more. They bound a minibatch that does
+    not grow: after a decay of the rate the scale is ten times larger (docs/reproduction.md).
+
+    Args:
+        metrics: One object an epoch, at least one; an epoch that could not tell counts as
+            infinite.
+
+    Returns:
+        None if half of these epochs or more could not tell: kn is one micro-batch, or far too
+        small.
+    """
+    high_rate = max(m["learning_rate"] for m in metrics) / 2
+    at_high_rate = [m for m in metrics if m["learning_rate"] >= high_rate]
+    scales = [m["gradient_noise_scale"] or math.inf for m in at_high_rate]
+    median = statistics.median(scales)
+    return median if math.isfinite(median) else None
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    _write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Replaces a file whole, so that a reader or a crash never sees half of it."""
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(text)
+    os.replace(temporary, path)

@@ -1,0 +1,306 @@
+"""What a recipe amounts to on a training set of known size: the step arithmetic, the `Plan`.
+
+Nothing here depends on TensorFlow. How many replicas share the work (`Plan.num_replicas`) changes
+only how fast it goes.
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+from typing import Any
+
+from tf_lbsgd.run.fields import refusal
+from tf_lbsgd.run.recipe import Recipe, is_integer, nearest_multiples
+
+DECAY_FACTOR = 0.1
+POLYNOMIAL_POWER = 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """Epochs in a row with the same global minibatch; a run is one, or several if its batch grows.
+
+    Attributes:
+        first_epoch: epochs before it.
+        epochs: its length, epochs.
+        global_batch_size: kn, images a step.
+        micro_batches_per_step: k = kn / n.
+        steps_per_epoch: floor(num_train_examples / kn), steps.
+        dropped_images_per_epoch: num_train_examples mod kn; another tail of the shuffle each epoch.
+        first_step: steps before it.
+    """
+
+    first_epoch: int
+    epochs: int
+    global_batch_size: int
+    micro_batches_per_step: int
+    steps_per_epoch: int
+    dropped_images_per_epoch: int
+    first_step: int
+
+    @property
+    def end_epoch(self) -> int:
+        """The first epoch after it."""
+        return self.first_epoch + self.epochs
+
+    @property
+    def end_step(self) -> int:
+        """The first step after it."""
+        return self.first_step + self.epochs * self.steps_per_epoch
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The arithmetic of a recipe on a training set of known size, shared by R replicas.
+
+    A *step* is one weight update, always; a micro-batch is never a step. Steps and epochs count
+    from 0. Where the batch grows, what is said of one step or epoch holds for the first phase.
+
+    Attributes:
+        recipe: what is computed.
+        num_train_examples: images in the training set.
+        num_replicas: R, the devices that share a step. No property but
+            `gradient_accumulation_steps` and `per_replica_batch_size` depends on it.
+
+    Raises:
+        ValueError: when the largest global minibatch exceeds the training set, or R does not
+            divide k.
+    """
+
+    recipe: Recipe
+    num_train_examples: int
+    num_replicas: int = 1
+
+    def __post_init__(self) -> None:
+        """Validates what the properties divide by, so that none of them can fail."""
+        for field in ("num_train_examples", "num_replicas"):
+            if not is_integer(value := getattr(self, field)) or value < 1:
+                raise refusal(f"Correct `{field}`.", f"{field}={value!r}", "an integer >= 1")
+        recipe = self.recipe
+        growth = recipe.batch_growth_factor ** len(recipe.batch_growth_epochs)
+        if recipe.global_batch_size * growth > self.num_train_examples:
+            grown = f", {growth} times as many in the end" if growth > 1 else ""
+            raise refusal(
+                "One global minibatch holds more images than the training set: lower "
+                "--global_batch_size (or let it grow less), or use a larger --dataset.",
+                f"global_batch_size={recipe.global_batch_size}{grown}",
+                f"at most {self.num_train_examples // growth}",
+            )
+        self._check_replicas_share_evenly()
+
+    def _check_replicas_share_evenly(self) -> None:
+        # R that divides the first k divides them all: k grows by an integer.
+        k, replicas = self.micro_batches_per_step, self.num_replicas
+        if k % replicas == 0:
+            return
+        sharers = ", ".join(str(count) for count in range(1, k + 1) if k % count == 0)
+        batches = nearest_multiples(
+            self.recipe.global_batch_size, self.recipe.micro_batch_size * replicas
+        )
+        raise refusal(
+            f"{replicas} replicas cannot share the {k} micro-batches of a step equally: use "
+            f"{sharers} replicas, or --global_batch_size={batches} (another recipe).",
+            f"num_replicas={replicas}, micro-batches a step={k}",
+            f"num_replicas that divides {k}",
+        )
+
+    @property
+    def micro_batches_per_step(self) -> int:
+        """k = kn / n, micro-batches."""
+        return self.recipe.global_batch_size // self.recipe.micro_batch_size
+
+    @property
+    def gradient_accumulation_steps(self) -> int:
+        """k / R, micro-batches that one replica accumulates for one step."""
+        return self.micro_batches_per_step // self.num_replicas
+
+    @property
+    def per_replica_batch_size(self) -> int:
+        """kn / R, images that one replica sees in one step."""
+        return self.recipe.global_batch_size // self.num_replicas
+
+    @functools.cached_property
+    def phases(self) -> tuple[Phase, ...]:
+        """The run as stretches of constant kn, in order: one, and one for each growth of kn."""
+        recipe, phases = self.recipe, list[Phase]()
+        edges = (0, *recipe.batch_growth_epochs, recipe.epochs)
+        for index, (first_epoch, end_epoch) in enumerate(itertools.pairwise(edges)):
+            kn = recipe.global_batch_size * recipe.batch_growth_factor**index
+            phase = Phase(
+                first_epoch=first_epoch,
+                epochs=end_epoch - first_epoch,
+                global_batch_size=kn,
+                micro_batches_per_step=kn // recipe.micro_batch_size,
+                steps_per_epoch=self.num_train_examples // kn,
+                dropped_images_per_epoch=self.num_train_examples % kn,
+                first_step=phases[-1].end_step if phases else 0,
+            )
+            phases.append(phase)
+        return tuple(phases)
+
+    def phase_of(self, step: int) -> Phase:
+        """The phase of a step; after the last step, the last phase."""
+        return next((p for p in self.phases if step < p.end_step), self.phases[-1])
+
+    def epoch_of(self, step: int) -> int:
+        """The epoch of a step: the number of epochs completed before it."""
+        phase = self.phase_of(step)
+        return phase.first_epoch + (step - phase.first_step) // phase.steps_per_epoch
+
+    def step_in_epoch(self, step: int) -> int:
+        """How many steps of its epoch come before a step."""
+        phase = self.phase_of(step)
+        return (step - phase.first_step) % phase.steps_per_epoch
+
+    def step_at(self, epoch: float) -> int:
+        """The step nearest to a point in time, given in epochs."""
+        phase = next((p for p in self.phases if epoch < p.end_epoch), self.phases[-1])
+        return phase.first_step + round((epoch - phase.first_epoch) * phase.steps_per_epoch)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """floor(num_train_examples / kn), steps."""
+        return self.phases[0].steps_per_epoch
+
+    @property
+    def dropped_images_per_epoch(self) -> int:
+        """num_train_examples mod kn, images; another tail of the shuffle each epoch."""
+        return self.phases[0].dropped_images_per_epoch
+
+    @property
+    def total_steps(self) -> int:
+        """steps_per_epoch * epochs, summed over the phases, steps."""
+        return self.phases[-1].end_step
+
+    @property
+    def warmup_steps(self) -> int:
+        """round(warmup_epochs * steps_per_epoch), steps; 0 without a warm-up."""
+        return self.step_at(self.recipe.resolved_warmup_epochs) if self.recipe.has_warmup else 0
+
+    @property
+    def decay_steps(self) -> tuple[int, ...]:
+        """The first step at the new rate for every drop, to the nearest step."""
+        return tuple(self.step_at(epoch) for epoch in self.recipe.resolved_decay_epochs)
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """base_learning_rate * kn / reference_batch_size: the linear scaling rule, section 2.1."""
+        return self.recipe.peak_learning_rate
+
+    @property
+    def initial_learning_rate(self) -> float:
+        """Rate of step 0 before any drop: base_learning_rate, or the peak without a warm-up."""
+        return self.recipe.base_learning_rate if self.warmup_steps else self.peak_learning_rate
+
+    def learning_rate(self, step: int) -> float:
+        """The rate that update number `step` (from 0) uses, in float64 (section 2.2).
+
+        Before W = `warmup_steps`: initial + (peak - initial) * step / W if gradual, initial if
+        constant. From then on, with x = (T - step) / (T - W) left of the T = `total_steps` steps:
+
+            step:        peak * 0.1 for each decay step reached
+            cosine:      end + (peak - end) * (1 + cos(pi * (1 - x))) / 2
+            polynomial:  end + (peak - end) * x**2
+        """
+        recipe, initial, peak = self.recipe, self.initial_learning_rate, self.peak_learning_rate
+        if step < self.warmup_steps:
+            is_gradual = recipe.warmup == "gradual"
+            return initial + (peak - initial) * step / self.warmup_steps if is_gradual else initial
+        if recipe.decay == "step":
+            for boundary in self.decay_steps:
+                peak *= DECAY_FACTOR if step >= boundary else 1
+            return peak
+        end = recipe.end_learning_rate
+        # At least 1: a warm-up may fill the run, and what follows it is then never used.
+        decay_length = max(1, self.total_steps - self.warmup_steps)
+        left = max(0, self.total_steps - step) / decay_length
+        if recipe.decay == "cosine":
+            # sin^2(pi x / 2) is (1 + cos(pi (1 - x))) / 2 without cancellation at the end.
+            left = math.sin(math.pi / 2 * left)
+        return end + (peak - end) * left**POLYNOMIAL_POWER
+
+    @property
+    def breakpoints(self) -> tuple[tuple[int, float], ...]:
+        """(step, rate) wherever the rate changes its course, in order, each step once.
+
+        That is at step 0, at the end of the warm-up, and at every drop, or along a smooth decay at
+        its quarters and at the last step. A drop that rounds to the end of a very short run is
+        never used, so it is left out.
+        """
+        steps = {0, self.warmup_steps, *self.decay_steps}
+        if self.recipe.decay != "step":
+            start, length = self.warmup_steps, self.total_steps - self.warmup_steps
+            steps |= {start + length * quarter // 4 for quarter in (1, 2, 3)}
+            steps.add(self.total_steps - 1)
+        return tuple((s, self.learning_rate(s)) for s in sorted(steps) if s < self.total_steps)
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as JSON values, the output of `plan --json`; rates as [step, rate] pairs."""
+        return {
+            "global_batch_size": self.recipe.global_batch_size,
+            "micro_batch_size": self.recipe.micro_batch_size,
+            "micro_batches_per_step": self.micro_batches_per_step,
+            "num_replicas": self.num_replicas,
+            "gradient_accumulation_steps": self.gradient_accumulation_steps,
+            "per_replica_batch_size": self.per_replica_batch_size,
+            "num_train_examples": self.num_train_examples,
+            "steps_per_epoch": self.steps_per_epoch,
+            "dropped_images_per_epoch": self.dropped_images_per_epoch,
+            "epochs": self.recipe.epochs,
+            "total_steps": self.total_steps,
+            "warmup_steps": self.warmup_steps,
+            "decay_steps": list(self.decay_steps),
+            "initial_learning_rate": self.initial_learning_rate,
+            "peak_learning_rate": self.peak_learning_rate,
+            "learning_rate": [list(breakpoint_) for breakpoint_ in self.breakpoints],
+            "phases": [dataclasses.asdict(phase) for phase in self.phases],
+        }
+
+    def describe(self) -> str:
+        """The batch arithmetic as a table for people, one quantity a line."""
+        recipe = self.recipe
+        warmup = f"{recipe.warmup}, {self.warmup_steps:,} steps" if self.warmup_steps else "none"
+        rows = [
+            ("model", f"{recipe.model} on {recipe.dataset}, {recipe.precision}"),
+            (
+                "global minibatch",
+                f"{recipe.global_batch_size:,} images = {self.micro_batches_per_step:,} "
+                f"micro-batches of {recipe.micro_batch_size:,}",
+            ),
+            (
+                "replicas",
+                f"{self.num_replicas:,}, each {self.per_replica_batch_size:,} images = "
+                f"{self.gradient_accumulation_steps:,} micro-batches a step",
+            ),
+            ("epoch", self._describe_epoch(self.phases[0])),
+            *(
+                (
+                    f"after epoch {phase.first_epoch:,}",
+                    f"{phase.global_batch_size:,} images = {phase.micro_batches_per_step:,} "
+                    f"micro-batches; {self._describe_epoch(phase)}",
+                )
+                for phase in self.phases[1:]
+            ),
+            ("run", f"{recipe.epochs:,} epochs = {self.total_steps:,} steps"),
+            ("optimizer", self._describe_optimizer()),
+            ("warm-up", warmup),
+            *((f"rate at step {step:,}", f"{rate:.6g}") for step, rate in self.breakpoints),
+        ]
+        width = max(len(label) for label, _ in rows)
+        return "\n".join(f"{label:<{width}}  {value}" for label, value in rows)
+
+    def _describe_epoch(self, phase: Phase) -> str:
+        return (
+            f"{phase.steps_per_epoch:,} steps; {phase.dropped_images_per_epoch:,} of "
+            f"{self.num_train_examples:,} images dropped"
+        )
+
+    def _describe_optimizer(self) -> str:
+        recipe = self.recipe
+        words = [f"momentum {recipe.momentum:g}", f"weight decay {recipe.weight_decay:g}"]
+        if recipe.optimizer == "lars":
+            words.insert(0, f"LARS, trust coefficient {recipe.lars_trust_coefficient:g}")
+        if recipe.ema_momentum:
+            words.append(f"evaluates weights averaged with momentum {recipe.ema_momentum:g}")
+        return ", ".join(words)

@@ -1,0 +1,7 @@
+"""Learning-rate schedules as Keras objects: a warmup, then drops or a smooth decay."""
+
+from tf_lbsgd.schedules.cosine import WarmupCosineDecay
+from tf_lbsgd.schedules.piecewise_constant import WarmupPiecewiseConstantDecay
+from tf_lbsgd.schedules.polynomial import WarmupPolynomialDecay
+
+__all__ = ["WarmupCosineDecay", "WarmupPiecewiseConstantDecay", "WarmupPolynomialDecay"]

@@ -1,0 +1,1 @@
+"""One weight update: local sums, one all-reduce, the same decision everywhere."""

@@ -1,0 +1,479 @@
+"""Keras 3 `fit()` by synchronous SGD on any number of workers, exactly.
+
+Stock Keras 3 cannot `fit()` under `MultiWorkerMirroredStrategy` (keras#20585), reduces every
+metric in a collective of its own, and leaves batch-normalization statistics different on each
+worker. Here a step is three moves, and only the middle one talks to other workers:
+
+1. `_local_totals`: each replica runs its micro-batches one after another and adds up gradients,
+   proposed updates of non-trainable state (BN running statistics), metric states and the number
+   of samples. Nothing is assigned: a `keras.StatelessScope` captures what layers would assign.
+2. one batched all-reduce (SUM) of those totals;
+3. `_apply`: every worker divides by the same global sample count, takes the same decision on the
+   same reduced values, and makes the same update.
+
+So k micro-batches on one replica, or on k replicas, give the same step (Goyal et al. 2017,
+section 3, "gradient aggregation"; footnote 5 on gradient accumulation), up to the order of
+float32 summation.
+
+This is the only module that touches private names of Keras. Each override names the upstream
+file (keras 3.15.1) and the reason.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import keras
+import tensorflow as tf
+
+from tf_lbsgd.step import gradient_noise, micro_batches, step_record
+from tf_lbsgd.step.step_record import LocalProgress, StepRecord
+
+_MEAN_REDUCTIONS = ("sum_over_batch_size", "mean")
+
+
+# Type checkers see what the mixin is mixed into.
+_MixinBase: Any = keras.Model if TYPE_CHECKING else object
+
+
+class MultiWorkerTrainer(_MixinBase):
+    """Mixin that gives a `keras.Model` an exact multi-worker `fit`, `evaluate` and `predict`.
+
+    Put it before `keras.Model` among the bases of a subclassed model, and create the model under
+    `strategy.scope()`:
+
+        class MyModel(lbsgd.MultiWorkerTrainer, keras.Model): ...
+
+    Works under `MultiWorkerMirroredStrategy`, `MirroredStrategy` and the default strategy, with
+    any Keras optimizer, loss, metric and callback. Every worker gets the same logs. Batches may be
+    of any size, the last one short or, on some workers, empty: every sample counts once.
+
+    Metrics must be additive (their variables are sums over samples, as in all metrics of Keras):
+    the same assumption that `aggregation="sum"` makes in Keras.
+
+    Attributes:
+        step_record: `StepRecord` of the last step; set by `compile`.
+        local_progress: What this process is doing within its step; set by `compile`.
+    """
+
+    step_record: StepRecord
+    local_progress: LocalProgress
+    _micro_batch_size: int | None = None
+    _communication_options: tf.distribute.experimental.CommunicationOptions | None = None
+
+    def compile(
+        self,
+        *args: Any,
+        micro_batch_size: int | None = None,
+        communication_options: tf.distribute.experimental.CommunicationOptions | None = None,
+        jit_compile: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Configures training; takes all that `keras.Model.compile` takes.
+
+        Args:
+            *args: See `keras.Model.compile`.
+            micro_batch_size: n of the paper: samples of one forward and backward pass, which share
+                batch-normalization statistics. A replica's batch is cut into micro-batches of n,
+                the last one possibly short. None: a replica's batch is one micro-batch.
+            communication_options: How gradients travel, such as `bytes_per_pack` to split the
+                all-reduce into buckets and `timeout_seconds`. None: one pack, no timeout.
+            jit_compile: Compile the forward and backward pass of a micro-batch with XLA. Off
+                unless asked for: measured 0.44 of the speed without it on CPU.
+            **kwargs: See `keras.Model.compile`.
+
+        Raises:
+            ValueError: micro_batch_size is not a positive integer, or a loss whose reduction is
+                not a mean over samples (its gradient could not be normalised by kn; section 3).
+        """
+        micro_batches.check_size(micro_batch_size)
+        super().compile(*args, jit_compile=jit_compile, **kwargs)
+        _check_loss_reductions(self.loss)
+        self._micro_batch_size = micro_batch_size
+        self._communication_options = communication_options
+        self.local_progress = LocalProgress()
+        with self.distribute_strategy.scope():
+            self.step_record = StepRecord.create(self.distribute_strategy.num_replicas_in_sync)
+
+    def get_compile_config(self) -> dict[str, Any]:
+        """Returns what `keras.saving.load_model` compiles the model with."""
+        config = super().get_compile_config()
+        return {**config, "micro_batch_size": self._micro_batch_size} if config else config
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles with the result of `get_compile_config`; `compile` is as serializable here."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+
+    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """One weight update from this replica's part of the global minibatch.
+
+        Overrides keras/src/backend/tensorflow/trainer.py `train_step`, which all-reduces
+        gradients in the optimizer and each metric by itself.
+
+        Args:
+            data: (x, y, sample_weight) of this replica, leaves [replica_batch, ...].
+
+        Returns:
+            Metric results so far in this epoch, equal on all replicas.
+        """
+        totals = self._all_reduce(self._local_totals(data, training=True))
+        num_samples = totals.pop("num_samples")
+        totals["gradients"] = [tf.math.divide_no_nan(g, num_samples) for g in totals["gradients"]]
+        totals["state_changes"] = [
+            tf.math.divide_no_nan(s, num_samples) for s in totals["state_changes"]
+        ]
+        norms = step_record.half_squared_norms(totals["gradients"])
+        noise = gradient_noise.estimate(
+            totals.pop("weighted_squared_norms"),
+            totals.pop("num_micro_batches"),
+            num_samples,
+            squared_norm=2.0 * tf.reduce_sum(norms),
+        )
+        _merge_call(self._apply, norms, noise, totals)
+        return self.get_metrics_result()
+
+    def test_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """Evaluates this replica's part of a batch; overrides `test_step` of the same file.
+
+        Args:
+            data: (x, y, sample_weight) of this replica, leaves [replica_batch, ...].
+
+        Returns:
+            Metric results so far in this evaluation, equal on all replicas.
+        """
+        totals = self._all_reduce(self._local_totals(data, training=False))
+        _merge_call(self._count, totals)
+        return self.get_metrics_result()
+
+    # ---- 1. what one replica adds up ----
+
+    def _local_totals(self, data: Any, *, training: bool) -> dict[str, Any]:
+        """Sums over this replica's micro-batches, in order, in a graph of constant size.
+
+        Returns:
+            gradients: sums over samples, [as each trainable variable] (absent in evaluation);
+            state_changes: per-sample-weighted sums of proposed changes of non-trainable
+                variables, float32 (absent in evaluation);
+            metric_states: sums to add to the metric variables;
+            num_samples: float32 scalar;
+            weighted_squared_norms, num_micro_batches: what `gradient_noise.estimate` takes,
+                float32 scalars (absent in evaluation);
+            reports: this replica's row of the `StepReport`, in zeros.
+        """
+        replica_batch = micro_batches.batch_dimension(data)
+        size = (self._micro_batch_size if training else None) or tf.maximum(replica_batch, 1)
+        num_micro_batches = -(-replica_batch // size)
+        replica_id = tf.distribute.get_replica_context().replica_id_in_sync_group
+
+        micro_batch_totals = functools.partial(self._micro_batch_totals, training=training)
+        if self.jit_compile:
+            micro_batch_totals = tf.function(micro_batch_totals, jit_compile=True)
+
+        def add_micro_batch(index: tf.Tensor, totals: Any) -> tuple[tf.Tensor, Any]:
+            micro_batch = micro_batches.slice_batch(data, index * size, size)
+            more = micro_batch_totals(micro_batch, replica_id * num_micro_batches + index)
+            return index + 1, tf.nest.map_structure(tf.add, totals, more)
+
+        _, totals = tf.while_loop(
+            lambda index, _: index < num_micro_batches,
+            add_micro_batch,
+            (tf.constant(0), self._zero_totals(training=training)),
+            parallel_iterations=1,  # one micro-batch's activations in memory at a time
+        )
+        totals["reports"] = self._report(totals.pop("loss"), totals.get("gradients", []))
+        return totals
+
+    def _report(self, loss: tf.Tensor, gradients: list[tf.Tensor]) -> tf.Tensor:
+        """What the other workers shall know of this replica; see `step_record`."""
+        gradient_norm = tf.sqrt(tf.reduce_sum(step_record.half_squared_norms(gradients)))
+        row = tf.numpy_function(self.local_progress.report, [loss, gradient_norm], tf.float32)
+        return step_record.table_of_one(
+            row,
+            tf.distribute.get_replica_context().replica_id_in_sync_group,
+            self.distribute_strategy.num_replicas_in_sync,
+        )
+
+    def _zero_totals(self, *, training: bool) -> dict[str, Any]:
+        totals = {
+            "loss": tf.constant(0.0),
+            "metric_states": [tf.zeros(v.shape, v.dtype) for v in self.metrics_variables],
+            "num_samples": tf.constant(0.0),
+        }
+        if training:
+            totals["gradients"] = [tf.zeros(v.shape, v.dtype) for v in self.trainable_weights]
+            totals["state_changes"] = [tf.zeros(v.shape) for v in self.non_trainable_variables]
+            totals["weighted_squared_norms"] = totals["num_micro_batches"] = tf.constant(0.0)
+        return totals
+
+    def _micro_batch_totals(
+        self, micro_batch: Any, micro_batch_index: tf.Tensor, *, training: bool
+    ) -> dict[str, Any]:
+        """Forward and, in training, backward pass of one micro-batch; assigns nothing.
+
+        Keras' loss is the mean over the samples; times their number it is the sum, which adds up
+        to the sum over the global minibatch whatever the sizes of its micro-batches.
+        """
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(micro_batch)
+        num_samples = tf.cast(micro_batches.batch_dimension(micro_batch), tf.float32)
+        state = self.non_trainable_variables
+        state_before = [micro_batches.initial_state(v, micro_batch_index) for v in state]
+        metrics = self.metrics_variables
+        weights = [tf.convert_to_tensor(v) for v in self.trainable_weights]
+        mapping = [
+            *zip(self.trainable_weights, weights, strict=True),
+            *zip(state, state_before, strict=True),
+            *((v, tf.zeros(v.shape, v.dtype)) for v in metrics),
+        ]
+        with (
+            tf.GradientTape(watch_accessed_variables=False) as tape,
+            keras.StatelessScope(state_mapping=mapping, collect_losses=True) as scope,
+        ):
+            if training:
+                tape.watch(weights)
+            y_pred = self(x, training=training)
+            loss = self._compute_loss(
+                x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training
+            )
+            # Keras divides the loss by the number of replicas (losses/loss.py,
+            # scale_loss_for_distribution); the division by kn comes once, after the all-reduce.
+            loss *= self.distribute_strategy.num_replicas_in_sync
+            self._loss_tracker.update_state(loss, sample_weight=num_samples)
+            self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+            scaled_loss = loss * self._loss_scale()
+        totals = {
+            "loss": tf.cast(loss, tf.float32),
+            "metric_states": [tf.cast(scope.get_current_value(v), v.dtype) for v in metrics],
+            "num_samples": num_samples,
+        }
+        if training:
+            gradients = tape.gradient(scaled_loss, weights, unconnected_gradients="zero")
+            gradients = [tf.convert_to_tensor(g) for g in gradients]
+            totals["gradients"] = [num_samples * g for g in gradients]
+            squared_norm = 2.0 * tf.reduce_sum(step_record.half_squared_norms(gradients))
+            totals["weighted_squared_norms"] = num_samples * squared_norm
+            totals["num_micro_batches"] = tf.constant(1.0)
+            totals["state_changes"] = [
+                num_samples * tf.cast(scope.get_current_value(v) - before, tf.float32)
+                for v, before in zip(state, state_before, strict=True)
+            ]
+        return totals
+
+    # ---- 2. the one exchange ----
+
+    def _all_reduce(self, totals: dict[str, Any]) -> dict[str, Any]:
+        return tf.distribute.get_replica_context().all_reduce(
+            tf.distribute.ReduceOp.SUM, totals, options=self._communication_options
+        )
+
+    # ---- 3. what every worker does with the same values ----
+
+    def _apply(
+        self,
+        strategy: tf.distribute.Strategy,
+        half_squared_norms: Any,
+        noise: Any,
+        totals: dict[str, Any],
+    ) -> None:
+        """Updates all variables, or none if the reduced gradient is not finite.
+
+        Runs once a worker, in cross-replica context. Both branches are free of collectives, and
+        every worker enters the same one because the condition is a reduced value.
+        """
+        record = self.step_record
+        norms = strategy.experimental_local_results(half_squared_norms)[0]
+        variance, squared_gradient = (strategy.experimental_local_results(n)[0] for n in noise)
+        scale = self._loss_scale()
+        # As tf.linalg.global_norm: sqrt(2 sum(|g|^2 / 2)).
+        record.gradient_norm.assign(tf.sqrt(tf.reduce_sum(norms) * 2.0) / scale)
+        table = strategy.experimental_local_results(totals["reports"])[0]
+        record.table.assign(table)
+
+        def update() -> None:
+            with _accept_reduced_gradients(self._inner_optimizer()):
+                strategy.extended.call_for_each_replica(
+                    self._apply_gradients, args=(totals["gradients"],)
+                )
+            _add_to_variables(strategy, self.non_trainable_variables, totals["state_changes"])
+            _add_to_variables(strategy, self.metrics_variables, totals["metric_states"])
+            record.first_non_finite.assign(-1)
+            record.gradient_variance.assign(variance / scale**2)
+            record.squared_gradient.assign(squared_gradient / scale**2)
+
+        def skip() -> None:
+            record.first_non_finite.assign(tf.argmax(~tf.math.is_finite(norms)))
+            record.skipped_steps.assign_add(1)
+            record.gradient_variance.assign(0.0)
+            record.squared_gradient.assign(0.0)
+            if self._is_loss_scaled():
+                is_overflow = ~step_record.any_non_finite_loss(table) & (scale > 1.0)
+                record.overflows.assign_add(tf.cast(is_overflow, tf.int64))
+                self.optimizer._stateful_handle_non_finite_grads()  # halves the loss scale
+
+        tf.cond(tf.math.is_finite(record.gradient_norm), update, skip)
+
+    def _count(self, strategy: tf.distribute.Strategy, totals: dict[str, Any]) -> None:
+        """Adds an evaluation step to the metrics, in cross-replica context."""
+        table = strategy.experimental_local_results(totals["reports"])[0]
+        self.step_record.table.assign(table)
+        _add_to_variables(strategy, self.metrics_variables, totals["metric_states"])
+
+    def _apply_gradients(self, gradients: list[tf.Tensor]) -> None:
+        if self._is_loss_scaled():
+            self.optimizer._stateful_handle_finite_grads(gradients, self.trainable_weights)
+        else:
+            self.optimizer.apply(gradients, self.trainable_weights)
+
+    def _inner_optimizer(self) -> keras.optimizers.Optimizer:
+        return self.optimizer.inner_optimizer if self._is_loss_scaled() else self.optimizer
+
+    def _is_loss_scaled(self) -> bool:
+        return isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
+
+    def _loss_scale(self) -> tf.Tensor:
+        """Factor of the loss under float16: keras/src/optimizers/loss_scale_optimizer.py.
+
+        Keras' wrapper decides on finiteness by itself and refuses cross-replica context; its
+        state (scale, counter) and its rules are used here, the decision is `_apply`'s.
+        """
+        if not self._is_loss_scaled():
+            return tf.constant(1.0)
+        return tf.convert_to_tensor(self.optimizer.dynamic_scale)
+
+    # ---- the loop around the step ----
+
+    def _make_function(self, step_function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """Builds the function `fit` and `evaluate` call once every `steps_per_execution` steps.
+
+        Overrides keras/src/backend/tensorflow/trainer.py `_make_function`, whose
+        `reduce_per_replica` fails on scalars with several workers (keras#20585) and would average
+        what is already equal everywhere.
+        """
+        strategy = self.distribute_strategy
+
+        progress = self.local_progress
+
+        @tf.autograph.experimental.do_not_convert
+        def one_step(data: Any) -> Any:
+            with _after(data):
+                data_are_there = tf.numpy_function(progress.compute, [], [])
+            with _after(data_are_there):  # the replicas' step waits for nothing but its data
+                data = tf.nest.map_structure(_same, data, expand_composites=True)
+            outputs = strategy.run(step_function, args=(data,))
+            return tf.nest.map_structure(
+                lambda v: strategy.experimental_local_results(v)[0], outputs
+            )
+
+        one_step = self._autoconvert_optionals(one_step)
+
+        @tf.autograph.experimental.do_not_convert
+        def several_steps(iterator: Any) -> Any:
+            outputs = one_step(next(iterator))
+            for _ in range(self.steps_per_execution - 1):
+                with _after(outputs):
+                    next_step_begins = tf.numpy_function(progress.wait_for_data, [], [])
+                with _after(next_step_begins):
+                    data = next(iterator)
+                outputs = one_step(data)
+            return outputs
+
+        compiled_steps, compiled_step = several_steps, one_step
+        if not self.run_eagerly:
+            compiled_steps = tf.function(several_steps, reduce_retracing=True)
+            compiled_step = tf.function(one_step, reduce_retracing=True)
+
+        def function(iterator: Any) -> Any:
+            progress.wait_for_data()
+            if isinstance(iterator, (tf.data.Iterator, tf.distribute.DistributedIterator)):
+                return compiled_steps(iterator)
+            return compiled_step(next(iterator))  # train_on_batch passes a generator
+
+        return function
+
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        """Creates metric and optimizer variables before the step is traced.
+
+        Overrides keras/src/backend/tensorflow/trainer.py `_maybe_symbolic_build`, which averages
+        the first batch across workers (keras#20585: it fails, on images of uint8 for one) and
+        consumes it. The shapes and dtypes of the data set are all that is needed.
+        """
+        if iterator is not None:
+            data_batch = tf.nest.map_structure(
+                micro_batches.replica_spec, iterator._distributed_dataset.element_spec
+            )
+        with self.distribute_strategy.scope():
+            self._symbolic_build(data_batch=data_batch)
+        for variable in self.metrics_variables:
+            _hold_totals(variable.value)
+
+
+@keras.saving.register_keras_serializable(package="tf_lbsgd")
+class DataParallelModel(MultiWorkerTrainer, keras.Model):
+    """A functional `keras.Model` that trains by `MultiWorkerTrainer`.
+
+    The one line to change in a program that builds `keras.Model(inputs, outputs)` under
+    `strategy.scope()`.
+    """
+
+
+def _merge_call(function: Callable[..., None], *args: Any) -> None:
+    tf.distribute.get_replica_context().merge_call(function, args=args)
+
+
+def _same(leaf: Any) -> Any:
+    return None if leaf is None else tf.identity(leaf)
+
+
+def _after(done: Any) -> contextlib.AbstractContextManager:
+    """A scope whose operations wait for all tensors of a nested value, or for an operation."""
+    flat = tf.nest.flatten(done, expand_composites=True)
+    return tf.control_dependencies([item for item in flat if item is not None])
+
+
+def _add_to_variables(strategy: tf.distribute.Strategy, variables: list, changes: list) -> None:
+    """Adds the same change to every replica's copy of each variable (cross-replica context)."""
+
+    def add(variable: tf.Variable, change: tf.Tensor) -> None:
+        if not variable.dtype.is_floating:
+            change = tf.round(tf.cast(change, tf.float32))
+        variable.assign_add(tf.cast(change, variable.dtype))
+
+    for variable, change in zip(variables, changes, strict=True):
+        strategy.extended.update(variable.value, add, args=(change,), group=False)
+
+
+def _hold_totals(metric_variable: tf.Variable) -> None:
+    """Makes a read return this worker's copy, which already is the sum over all workers.
+
+    Keras creates metric variables that add up over replicas whenever they are read
+    (keras/src/metrics/metric.py, `add_variable`): a collective a read, in which a worker that
+    reads alone, such as a chief that saves, waits for ever.
+    """
+    if isinstance(metric_variable, tf.distribute.DistributedValues):
+        metric_variable._aggregation = tf.VariableAggregation.ONLY_FIRST_REPLICA
+
+
+@contextlib.contextmanager
+def _accept_reduced_gradients(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
+    """Keeps the optimizer from summing over replicas what was summed already.
+
+    Replaces keras/src/backend/tensorflow/optimizer.py `_all_reduce_sum_gradients` while the
+    update is traced.
+    """
+    optimizer._all_reduce_sum_gradients = list
+    try:
+        yield
+    finally:
+        del optimizer._all_reduce_sum_gradients
+
+
+def _check_loss_reductions(loss: Any) -> None:
+    for part in keras.tree.flatten(loss):
+        reduction = getattr(part, "reduction", "sum_over_batch_size")
+        if reduction not in _MEAN_REDUCTIONS:
+            raise ValueError(
+                "The loss must be a mean over samples, so that its sum over workers can be "
+                "normalised once by the global minibatch. "
+                f"Received: {part!r} with reduction={reduction!r} "
+                f"Expected: reduction in {_MEAN_REDUCTIONS}."
+            )

@@ -1,0 +1,198 @@
+"""Several workers on this machine: starts them, watches them, ends them all together.
+
+Each worker gets its own TF_CONFIG, its share of the cores and GPUs, and its own log. When one
+fails the others would wait for it for ever (collectives have no timeout), so all are ended.
+"""
+
+import contextlib
+import dataclasses
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from tf_lbsgd.workers.cluster import Cluster
+from tf_lbsgd.workers.failures import Cause, Ending, first_failure
+from tf_lbsgd.workers.stops import PreemptionNotice
+
+_POLL_SECS = 0.1
+# Workers that lost a peer end within a second of each other.
+_QUIET_SECS = 5.0
+
+
+class WorkerFailedError(RuntimeError):
+    """Workers ended with errors; the message has the first one's traceback, or end of its log.
+
+    Attributes:
+        first: The ending that explains the others.
+        status: Its exit status; negative: the signal that ended it; None: it did not go on.
+    """
+
+    def __init__(self, first: Ending, others: Sequence[Ending]) -> None:
+        self.first = first
+        self.status = first.status
+        words = "\n".join(f"  | {line}" for line in first.last_words())
+        lines = [f"{first.describe()}. The end of {first.log}:", words]
+        lines += [f"Then: {other.describe()}." for other in others if other.status]
+        super().__init__("\n".join(lines))
+
+
+@dataclasses.dataclass
+class LocalWorkers:
+    """Worker processes of one cluster on this machine, for a `with` block.
+
+    Leaving the block, however it is left, ends every process that is still there.
+
+    Attributes:
+        command: Program and arguments, the same for all workers.
+        logs: One path a worker, for its standard error, and output unless it is the chief.
+        environment: Added to this process' environment.
+        gpus_per_worker: How many GPUs each worker sees, no two the same; 0: it runs on the CPU.
+    """
+
+    command: Sequence[str]
+    logs: Sequence[Path]
+    environment: dict[str, str]
+    gpus_per_worker: int
+
+    def __enter__(self) -> "LocalWorkers":
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._endings: dict[int, Ending] = {}  # in the order in which they ended
+        self._log_starts = [log.stat().st_size if log.exists() else 0 for log in self.logs]
+        cluster = local_cluster(len(self.logs))
+        for task_index, log in enumerate(self.logs):
+            mine = dataclasses.replace(cluster, task_index=task_index)
+            self._processes.append(self._start(mine, log))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _end_processes(self._processes)
+
+    def wait(self, notice: PreemptionNotice, grace_secs: float) -> None:
+        """Returns when all workers are done.
+
+        Args:
+            notice: When it is received, the workers get SIGTERM, so that they save and end.
+            grace_secs: How long that may take.
+
+        Raises:
+            WorkerFailedError: a worker ended with an error, or did not end within the grace.
+        """
+        deadline = math.inf
+        while len(self._endings) < len(self._processes) and time.monotonic() < deadline:
+            news = self._poll()
+            if notice.received and deadline == math.inf:
+                self._send(signal.SIGTERM)
+                deadline = time.monotonic() + grace_secs
+            elif not notice.received and any(ending.status for ending in news):
+                ends_others = (Cause.KILLED in {ending.cause for ending in news}) or any(
+                    ending.is_stopped for ending in self._unended()
+                )
+                deadline = time.monotonic() + (0 if ends_others else _QUIET_SECS)
+            time.sleep(_POLL_SECS)
+        endings = [*self._endings.values(), *self._unended()]
+        first = first_failure(endings)
+        if first is not None:
+            raise WorkerFailedError(first, [e for e in endings if e is not first])
+
+    def _poll(self) -> list[Ending]:
+        """Takes note of the workers that ended since the last call."""
+        news = []
+        for task_index, process in enumerate(self._processes):
+            if task_index not in self._endings and process.poll() is not None:
+                news.append(self._ending(task_index, process.returncode))
+                self._endings[task_index] = news[-1]
+        return news
+
+    def _unended(self) -> list[Ending]:
+        """Workers that are still there, the stopped ones first."""
+        indices = [i for i in range(len(self._processes)) if i not in self._endings]
+        endings = [self._ending(index, None) for index in indices]
+        return sorted(endings, key=lambda ending: not ending.is_stopped)
+
+    def _ending(self, task_index: int, status: int | None) -> Ending:
+        is_stopped = status is None and _is_stopped(self._processes[task_index].pid)
+        log, log_start = self.logs[task_index], self._log_starts[task_index]
+        return Ending(task_index, status, log, log_start, is_stopped)
+
+    def _send(self, number: signal.Signals) -> None:
+        for process in self._processes:
+            process.send_signal(number)
+
+    def _start(self, cluster: Cluster, log: Path) -> "subprocess.Popen[bytes]":
+        log.parent.mkdir(parents=True, exist_ok=True)
+        environment = {
+            **_share_of_threads(len(self.logs)),
+            **os.environ,  # whoever sets a number of threads means it
+            **_share_of_gpus(cluster.task_index, self.gpus_per_worker),
+            **self.environment,
+            "TF_CONFIG": cluster.to_tf_config(),  # of one worker too: it outweighs SLURM's
+        }
+        with log.open("ab") as file:
+            return subprocess.Popen(
+                self.command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=None if cluster.is_chief else file,
+                stderr=file,
+                start_new_session=True,  # Ctrl-C reaches the launcher alone, which ends them
+            )
+
+
+def local_cluster(num_workers: int) -> Cluster:
+    """Returns a cluster of workers on this machine, on ports that are free now, as its chief."""
+    return Cluster(workers=tuple(f"localhost:{port}" for port in free_ports(num_workers)))
+
+
+def free_ports(count: int) -> list[int]:
+    """Returns ports that are free now on the loopback interface, all different."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for sock in sockets:
+            sock.bind(("localhost", 0))
+        return [sock.getsockname()[1] for sock in sockets]
+
+
+def worker_command(module: str, arguments: Sequence[str]) -> list[str]:
+    """Returns the command that runs a module of this package with this Python."""
+    return [sys.executable, "-m", module, *arguments]
+
+
+def _is_stopped(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _share_of_threads(num_workers: int) -> dict[str, str]:
+    threads = str(max(1, len(os.sched_getaffinity(0)) // num_workers))
+    return dict.fromkeys(
+        ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"), threads
+    )
+
+
+def _share_of_gpus(task_index: int, gpus_per_worker: int) -> dict[str, str]:
+    mine = range(task_index * gpus_per_worker, (task_index + 1) * gpus_per_worker)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = map(str, mine) if visible is None else visible.split(",")[mine.start : mine.stop]
+    return {"CUDA_VISIBLE_DEVICES": ",".join(names)}
+
+
+def _end_processes(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
+    """Kills the workers, and what they started, at once; those that are stopped too.
+
+    Nothing is lost by force: files of a run are whole at any time.
+    """
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    for process in processes:
+        process.wait()

@@ -1,0 +1,82 @@
+"""Starts a group of workers again when one fails, from the newest complete checkpoint.
+
+A run that makes progress may fail as often as it likes; one that fails again and again at the same
+place is ended, since another restart would fail as well.
+"""
+
+import datetime
+import sys
+import time
+from collections.abc import Collection
+
+from tf_lbsgd.run.folder import RunFolder
+from tf_lbsgd.workers.launcher import LocalWorkers, WorkerFailedError
+from tf_lbsgd.workers.stops import PreemptionNotice
+
+_LONGEST_DELAY_SECS = 60.0
+_POLL_SECS = 0.1
+
+
+def supervise(
+    workers: LocalWorkers,
+    run_folder: RunFolder,
+    notice: PreemptionNotice,
+    *,
+    max_restarts: int,
+    final_statuses: Collection[int],
+    grace_secs: float,
+) -> None:
+    """Runs workers until all are done; reports on standard error and in `logs/supervisor.log`.
+
+    Args:
+        workers: Started once for each attempt.
+        run_folder: Of their run; a newer checkpoint in it is progress.
+        notice: When it is received, the workers are told, and nothing is started any more.
+        max_restarts: How many restarts in a row may bring no progress; 0: never restart.
+        final_statuses: Exit statuses that a restart would not change.
+        grace_secs: How long workers may take to save and end after a notice.
+
+    Raises:
+        WorkerFailedError: of the last attempt, reported like those before it.
+    """
+    step, restarts, restarts_without_progress = run_folder.newest_checkpoint_step(), 0, 0
+    while True:
+        try:
+            with workers:
+                workers.wait(notice, grace_secs)
+            break
+        except WorkerFailedError as failure:
+            newest = run_folder.newest_checkpoint_step()
+            if newest > step:
+                step, restarts_without_progress = newest, 0
+            _report(run_folder, str(failure))
+            is_final = failure.status in final_statuses or notice.received
+            if is_final or restarts_without_progress >= max_restarts:
+                raise
+            delay_secs = min(2.0**restarts_without_progress, _LONGEST_DELAY_SECS)
+            restarts += 1
+            restarts_without_progress += 1
+            _report(
+                run_folder,
+                f"Restart {restarts} in {delay_secs:.0f} s, from step {step} "
+                f"({restarts_without_progress} of {max_restarts} without progress).",
+            )
+            _sleep(delay_secs, notice)
+            if notice.received:
+                raise
+    if restarts:
+        _report(run_folder, f"Done after {restarts} restarts; see {run_folder.supervisor_log}")
+
+
+def _report(run_folder: RunFolder, sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)
+    now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+    run_folder.logs.mkdir(parents=True, exist_ok=True)
+    with run_folder.supervisor_log.open("a") as file:
+        file.write(f"{now} {sentence}\n")
+
+
+def _sleep(secs: float, notice: PreemptionNotice) -> None:
+    deadline = time.monotonic() + secs
+    while time.monotonic() < deadline and not notice.received:
+        time.sleep(_POLL_SECS)
