@@ -45,7 +45,7 @@ def differing(one: dict[str, str], other: dict[str, str]) -> set[str]:
         ({}, {"deterministic": True}, {"--deterministic"}),
         ({}, {"checkpoint_every_steps": 3}, {"--checkpoint_every_steps"}),
         ({}, {"non_finite": "skip"}, {"--non_finite"}),
-        ({}, {"data_dir": "/elsewhere", "startup_timeout": 1.0}, set()),
+        ({}, {"data_dir": "/elsewhere", "startup_timeout_secs": 1.0}, set()),
         (
             {"dataset": "synthetic:8x8x1x4x65"},
             {},

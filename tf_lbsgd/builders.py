@@ -6,42 +6,48 @@ import keras
 import tensorflow as tf
 
 from tf_lbsgd import distribution, input_pipeline
-from tf_lbsgd.models import resnet
-from tf_lbsgd.optimizers import LARS, MomentumSGD
+from tf_lbsgd.models.building import build_model
+from tf_lbsgd.run import catalogue
+from tf_lbsgd.run.fields import refusal
 from tf_lbsgd.run.plan import Plan
 from tf_lbsgd.run.recipe import Recipe
-from tf_lbsgd.schedules import (
-    WarmupCosineDecay,
-    WarmupPiecewiseConstantDecay,
-    WarmupPolynomialDecay,
-)
 from tf_lbsgd.step.metrics import SampleCount
-from tf_lbsgd.step.trainer import DataParallelModel
+from tf_lbsgd.step.trainer import DataParallelModel, MultiWorkerTrainer
 
 # Evaluation takes this many images a replica at a time; it changes the speed, not the outcome.
 _EVALUATION_BATCH_PER_REPLICA = 100
-
-_PRECISION_POLICIES = {
-    "float32": "float32",
-    "bfloat16": "mixed_bfloat16",
-    "float16": "mixed_float16",
-}
 
 
 def create_model(
     recipe: Recipe,
     source: input_pipeline.Source,
-    model_class: type[DataParallelModel] = DataParallelModel,
-) -> DataParallelModel:
-    """Builds the recipe's model; initial weights depend on the seed alone."""
-    return resnet(
-        recipe.model,
-        num_classes=source.num_classes,
-        image_shape=source.image_shape,
-        zero_gamma=recipe.zero_gamma,
-        seed=recipe.seed,
-        dtype=_PRECISION_POLICIES[recipe.precision],
-        model_class=model_class,
+    model_class: type[keras.Model] = DataParallelModel,
+) -> keras.Model:
+    """Builds the recipe's model. Its initial weights depend on the recipe alone.
+
+    Args:
+        recipe: Names the model.
+        source: Images of the data set, for their shape and classes.
+        model_class: Class of the model that is returned. A functional or Sequential model becomes
+            one of this class, with the same layers.
+
+    Raises:
+        ValueError: As `models.building.build_model`, or a subclass of `keras.Model` that cannot
+            train on several workers.
+    """
+    model = build_model(recipe, source.num_classes, source.image_shape)
+    if type(model) is model_class or model_class is keras.Model:
+        return model
+    if type(model).__module__.partition(".")[0] == "keras":  # nothing of it is overridden
+        return model_class(model.inputs[0], model.outputs[0], name=model.name)
+    if isinstance(model, MultiWorkerTrainer) and model_class is DataParallelModel:
+        return model
+    name = type(model).__name__
+    raise refusal(
+        "Your model overrides keras.Model, and cannot train as it is.",
+        f"{recipe.model} returns a {name}",
+        f"`class {name}(lbsgd.MultiWorkerTrainer, keras.Model)`, with the mixin first, and no "
+        "--audit_data; or a functional or Sequential model",
     )
 
 
@@ -60,16 +66,14 @@ def create_optimizer(
     recipe: Recipe, schedule: keras.optimizers.schedules.LearningRateSchedule
 ) -> keras.optimizers.Optimizer:
     """The recipe's optimizer, following a schedule."""
-    arguments = {
-        "learning_rate": schedule,
-        "momentum": recipe.momentum,
-        "weight_decay": recipe.weight_decay,
-        "ema_momentum": recipe.ema_momentum,
-    }
-    if recipe.optimizer == "lars":
-        optimizer = LARS(**arguments, trust_coefficient=recipe.lars_trust_coefficient)
-    else:
-        optimizer = MomentumSGD(**arguments, nesterov=True)
+    entry = catalogue.OPTIMIZERS[recipe.optimizer]
+    optimizer = entry.load()(
+        learning_rate=schedule,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        ema_momentum=recipe.ema_momentum,
+        **{name: getattr(recipe, field) for name, field in entry.arguments.items()},
+    )
     if recipe.precision == "float16":
         # Keeps and adapts the loss scale; the trainer decides, on the reduced gradient.
         return keras.optimizers.LossScaleOptimizer(optimizer)
@@ -96,15 +100,14 @@ def create_schedule(plan: Plan) -> keras.optimizers.schedules.LearningRateSchedu
         "warmup_steps": plan.warmup_steps,
         "warmup": plan.recipe.warmup,
     }
+    decay = catalogue.DECAYS[plan.recipe.decay].load()
     if plan.recipe.decay == "step":
-        return WarmupPiecewiseConstantDecay(**warmup, boundaries=plan.decay_steps)
-    end: dict[str, Any] = {
-        "total_steps": plan.total_steps,
-        "end_learning_rate": plan.recipe.end_learning_rate,
-    }
-    if plan.recipe.decay == "cosine":
-        return WarmupCosineDecay(**warmup, **end)
-    return WarmupPolynomialDecay(**warmup, **end)
+        return decay(**warmup, boundaries=plan.decay_steps)
+    return decay(
+        **warmup,
+        total_steps=plan.total_steps,
+        end_learning_rate=plan.recipe.end_learning_rate,
+    )
 
 
 def evaluation_dataset(source: input_pipeline.Source, strategy: tf.distribute.Strategy) -> Any:

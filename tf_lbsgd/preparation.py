@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from tf_lbsgd import distribution, input_pipeline
-from tf_lbsgd.models.resnet import num_values
+from tf_lbsgd.models.building import num_values
+from tf_lbsgd.run import catalogue, user_code
 from tf_lbsgd.run.folder import RunFolder
 from tf_lbsgd.run.options import RunOptions
 from tf_lbsgd.run.plan import Plan
@@ -20,7 +21,7 @@ from tf_lbsgd.workers.cluster import Cluster
 
 _PACKAGES = ("tensorflow", "keras", "numpy")
 # Options that may differ between workers, since they are about the one worker.
-_OWN_OF_A_WORKER = {"data_dir", "startup_timeout"}
+_OWN_OF_A_WORKER = {"data_dir", "startup_timeout_secs"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,13 +77,16 @@ def prepare_run(
     validation = open_split(recipe, options, "validation")
     if options.dirty_data == "tolerant":
         tolerate_dirty_data(train, run_folder.replacements_log(cluster.task_index), options)
+    for name in catalogue.user_functions(recipe.model):
+        user_code.load_user_function(name)
     plan = Plan(
         recipe,
         num_train_examples=train.num_examples,
         num_replicas=cluster.num_workers * distribution.replicas_per_worker(),
     )
     prepared = PreparedRun(plan, cluster, train, validation, run_folder, options)
-    check_disk_space(prepared)
+    if cluster.is_chief:  # it alone writes
+        check_disk_space(prepared)
     return prepared
 
 
@@ -123,7 +127,7 @@ def check_disk_space(prepared: PreparedRun) -> None:
 def checkpoint_bytes(recipe: Recipe, source: input_pipeline.Source) -> int:
     """Returns the size of a checkpoint: float32 weights, statistics, momentum and averages."""
     copies = 3 if recipe.ema_momentum else 2
-    return 4 * copies * num_values(recipe.model, source.num_classes, source.image_shape[-1])
+    return 4 * copies * num_values(recipe, source.num_classes, source.image_shape)
 
 
 def agree_with_other_workers(prepared: PreparedRun) -> None:
@@ -138,7 +142,7 @@ def agree_with_other_workers(prepared: PreparedRun) -> None:
         cluster=prepared.cluster,
         facts=facts_to_agree_on(prepared),
         shared_folder=prepared.run_folder.path,
-        timeout_secs=prepared.options.startup_timeout,
+        timeout_secs=prepared.options.startup_timeout_secs,
     )
     for warning in part.meet():
         print(f"Warning: {warning}", flush=True)
@@ -147,8 +151,11 @@ def agree_with_other_workers(prepared: PreparedRun) -> None:
 def facts_to_agree_on(prepared: PreparedRun) -> dict[str, str]:
     """Returns all that must be the same on every worker, by name."""
     options = dataclasses.asdict(prepared.options)
-    facts = {f"--{name}": value for name, value in prepared.plan.recipe.to_json().items()}
+    recipe = prepared.plan.recipe
+    facts = {f"--{name}": value for name, value in recipe.to_json().items()}
     facts |= {f"--{name}": options[name] for name in options.keys() - _OWN_OF_A_WORKER}
+    digests = user_code.digests_of(catalogue.user_functions(recipe.model, recipe.dataset))
+    facts |= {f"code of {name}": digest for name, digest in digests.items()}
     facts |= {package: importlib.metadata.version(package) for package in _PACKAGES}
     facts |= {
         "Python": platform.python_version(),

@@ -27,6 +27,7 @@ from tf_lbsgd.callbacks import (
     WeightAveraging,
 )
 from tf_lbsgd.preparation import PreparedRun, agree_with_other_workers
+from tf_lbsgd.run import catalogue, user_code
 from tf_lbsgd.run.folder import RunFolder, reported_error, reported_noise_scale
 from tf_lbsgd.step.audit import AuditedModel, AuditLog
 from tf_lbsgd.step.trainer import DataParallelModel
@@ -99,6 +100,7 @@ def train(
         path = run_folder.audit / f"worker-{cluster.task_index}.jsonl"
         model.audit_log = AuditLog(path, current_step=lambda: position.step)
     if cluster.is_chief:
+        record_user_code(plan.recipe, run_folder, position)
         checkpoints.clean(run_folder.checkpoints, position.step)
         run_folder.keep_metrics_before(position.epoch)
     callbacks = create_callbacks(prepared, position, restored, notice, watchdog)
@@ -115,6 +117,17 @@ def train(
     result = summarize(model, run_folder, position) if cluster.is_chief else {}
     distribution.wait_for_all_workers(strategy)
     return result
+
+
+def record_user_code(recipe: Recipe, run_folder: RunFolder, position: TrainingPosition) -> None:
+    """Records the code of the user's functions, and warns of code that changed in mid-run."""
+    digests = user_code.digests_of(catalogue.user_functions(recipe.model, recipe.dataset))
+    for name in run_folder.record_user_code(digests, position.step):
+        print(
+            f"Warning: the code of {name} has changed since this run began. It goes on from step "
+            f"{position.step} with the new code, which user_code.json records.",
+            flush=True,
+        )
 
 
 def restore_newest_checkpoint(

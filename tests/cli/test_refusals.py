@@ -174,9 +174,9 @@ CASES = {
         "launch", ("--binary=evaluate", "--", "--run_dir=PLACE/empty"), ("No run",)
     ),
     # Flags.
-    "train: unknown model": Case("train", (*RUN, "--model=vgg16"), ("--model=vgg16", "resnet50")),
+    "train: unknown model": Case("train", (*RUN, "--model=vgg16"), ("model='vgg16'", "resnet50")),
     "launch: unknown model": Case(
-        "launch", ("--", *RUN, "--model=vgg16"), ("--model=vgg16", "resnet50")
+        "launch", ("--", *RUN, "--model=vgg16"), ("model='vgg16'", "resnet50")
     ),
     "train: unknown flag": Case("train", (*RUN, "--batch_size=32"), ("'batch_size'",)),
     "train: not a number": Case("train", (*RUN, "--epochs=ninety"), ("--epochs=ninety",)),
@@ -189,7 +189,7 @@ CASES = {
     "plan: stray argument": Case("plan", (*RECIPE, "now"), ("Received: now",)),
     "evaluate: stray argument": Case("evaluate", ("PLACE/run",), ("Received: PLACE/run",)),
     "train: negative timeout": Case(
-        "train", (*RUN, "--startup_timeout=-1"), ("--startup_timeout=-1",)
+        "train", (*RUN, "--startup_timeout_secs=-1"), ("startup_timeout_secs=-1",)
     ),
     "launch: negative restarts": Case(
         "launch", ("--max_restarts=-1", "--", *RUN), ("--max_restarts=-1",)

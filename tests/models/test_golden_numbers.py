@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tf_lbsgd.models import resnet
-from tf_lbsgd.models.resnet import num_values
+from tf_lbsgd.models.building import num_values
 from tf_lbsgd.run.plan import Plan
 from tf_lbsgd.run.recipe import Recipe
 from tf_lbsgd.schedules import WarmupPiecewiseConstantDecay
@@ -19,6 +19,10 @@ BENCHMARKS = GOLDEN["tf_cnn_benchmarks"]
 IMAGENET_SHAPE, IMAGENET_CLASSES = (224, 224, 3), 1000
 CIFAR_SHAPE, CIFAR_CLASSES = (32, 32, 3), 10
 COUNTED_LAYERS = (keras.layers.Conv2D, keras.layers.Dense, keras.layers.MaxPooling2D)
+
+
+def recipe_of(golden) -> Recipe:
+    return Recipe(dataset="synthetic:32x32x3", model=golden["model"])
 
 
 def by_model(group: str):
@@ -61,7 +65,7 @@ def test_complexity_is_what_pycls_counts(golden):
 def test_parameters_with_batch_normalization_statistics(golden):
     model = resnet(golden["model"], IMAGENET_CLASSES, IMAGENET_SHAPE)
     assert count(model.weights) == golden["total"]
-    assert num_values(golden["model"], IMAGENET_CLASSES, 3) == golden["total"]
+    assert num_values(recipe_of(golden), IMAGENET_CLASSES, IMAGENET_SHAPE) == golden["total"]
 
 
 @by_model("rounded_parameters")
@@ -70,7 +74,7 @@ def test_parameters_of_the_cifar_models(golden):
     projections = (16 * 32 + 2 * 32) + (32 * 64 + 2 * 64)
     model = resnet(golden["model"], CIFAR_CLASSES, CIFAR_SHAPE)
     trainable = count(model.trainable_weights)
-    assert num_values(golden["model"], CIFAR_CLASSES, 3) == count(model.weights)
+    assert num_values(recipe_of(golden), CIFAR_CLASSES, CIFAR_SHAPE) == count(model.weights)
     assert round((trainable - projections) / 1e6, 2) == golden["millions"]
 
 

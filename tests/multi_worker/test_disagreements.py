@@ -21,7 +21,7 @@ RECIPE = (
     "--epochs=1",
     "--warmup_epochs=0",
     "--decay_epochs=",
-    "--startup_timeout=8",
+    "--startup_timeout_secs=8",
 )
 _LONGEST_SECS = 30.0
 

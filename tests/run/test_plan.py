@@ -270,7 +270,7 @@ def test_plan_table_shows_the_arithmetic():
         "epoch": "156 steps; 3,215 of 1,281,167 images dropped",
         "run": "90 epochs = 14,040 steps",
         "optimizer": "momentum 0.9, weight decay 0.0001",
-        "warm-up": "gradual, 780 steps",
+        "warmup": "gradual, 780 steps",
         "rate at step 0": "0.1",
         "rate at step 780": "3.2",
         "rate at step 4,680": "0.32",
@@ -287,6 +287,6 @@ def test_plan_table_shows_what_is_not_the_papers():
         "81,920 images = 2,560 micro-batches; 15 steps; 52,367 of 1,281,167 images dropped"
     )
     assert table["optimizer"] == (
-        "LARS, trust coefficient 0.001, momentum 0.9, weight decay 0.0001, "
+        "lars, trust coefficient 0.001, momentum 0.9, weight decay 0.0001, "
         "evaluates weights averaged with momentum 0.99"
     )

@@ -96,12 +96,12 @@ def test_names_the_nearest_divisible_minibatches(kn, n, nearest):
 
 def test_refuses_a_drop_inside_the_warmup_only_where_there_is_a_warmup():
     early = {"decay_epochs": (4,), "warmup_epochs": 5}
-    with pytest.raises(ValueError, match="not inside the warm-up"):
+    with pytest.raises(ValueError, match="not inside the warmup"):
         make_recipe(global_batch_size=8192, **early)
     make_recipe(global_batch_size=256, **early)
     make_recipe(global_batch_size=8192, warmup="none", **early)
     make_recipe(global_batch_size=8192, decay_epochs=(5,), warmup_epochs=5)
-    with pytest.raises(ValueError, match="not inside the warm-up"):
+    with pytest.raises(ValueError, match="not inside the warmup"):
         make_recipe(global_batch_size=8192, batch_growth_epochs=(4,), warmup_epochs=5)
 
 

@@ -6,6 +6,7 @@
 """
 
 from tf_lbsgd.cli import flag_definitions, process
+from tf_lbsgd.run import catalogue, user_code
 from tf_lbsgd.run.folder import RunFolder
 from tf_lbsgd.workers.cluster import Cluster
 
@@ -14,7 +15,8 @@ def main(_: list[str]) -> None:
     """Calls `run_evaluation` and prints what it returns."""
     process.end_with_launcher()
     run_folder = RunFolder(flag_definitions.require_run_dir())
-    run_folder.read_recipe()
+    recipe = run_folder.read_recipe()
+    user_code.announce(catalogue.user_functions(recipe.model, recipe.dataset))
     run_folder.check_writable()  # its log
     cluster = Cluster.from_environment()
     process.send_standard_error_to(run_folder.log(cluster.task_index))

@@ -9,6 +9,7 @@ Whoever opens it needs Keras or TensorFlow, and not this package.
 from absl import flags
 
 from tf_lbsgd.cli import flag_definitions, process
+from tf_lbsgd.run import catalogue, user_code
 from tf_lbsgd.run.folder import RunFolder
 
 _FORMAT = flags.DEFINE_enum("format", "keras", ["keras", "saved_model"], "What to write.")
@@ -18,7 +19,8 @@ _OUTPUT = flags.DEFINE_string("output", None, "File (.keras) or folder (SavedMod
 def main(_: list[str]) -> None:
     """Calls `export_run` and prints what was exported."""
     run_folder = RunFolder(flag_definitions.require_run_dir())
-    run_folder.read_recipe()
+    recipe = run_folder.read_recipe()
+    user_code.announce(catalogue.user_functions(recipe.model, recipe.dataset))
     if not _OUTPUT.value:
         raise ValueError(
             "No output. Received: no --output. Expected: --output=PATH, where nothing is yet."
@@ -41,8 +43,8 @@ def main(_: list[str]) -> None:
 
 def run() -> None:
     """Entry point of `lbsgd-export`."""
-    flag_definitions.define_place_flags()
-    flag_definitions.define_checkpoint_flag()
+    flag_definitions.define_run_dir_flag()
+    flag_definitions.define_judging_flags()
     process.run_binary(main)
 
 

@@ -1,118 +1,61 @@
-"""Every flag of every binary, defined once; and from flags to values.
+"""Makes the flags of every binary, and values of flags.
 
-Only this package touches absl flags: libraries take parameters.
+Only this package touches absl flags: libraries take parameters. A flag of a recipe or of the run
+options is made of the field, which carries its help.
 """
 
 import dataclasses
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from absl import flags
 
+from tf_lbsgd.run import catalogue
+from tf_lbsgd.run.fields import rule_of
 from tf_lbsgd.run.options import RunOptions
-from tf_lbsgd.run.recipe import (
-    AUGMENTATIONS,
-    DECAYS,
-    MODELS,
-    OPTIMIZERS,
-    PRECISIONS,
-    WARMUPS,
-    Recipe,
-)
+from tf_lbsgd.run.recipe import Recipe
 
 FLAGS = flags.FLAGS
 
-_DEFAULTS = {field.name: field.default for field in dataclasses.fields(Recipe)}
+_JUDGING_OPTIONS = ("data_dir", "checkpoint")  # of binaries that look at a run
+_TRAINING_OPTIONS = tuple(
+    field.name for field in dataclasses.fields(RunOptions) if field.name != "checkpoint"
+)
 
 
 def define_flags_of(binary: str) -> None:
     """Defines the flags of a binary that works in a run folder: train, doctor or evaluate."""
-    define_place_flags()
+    define_run_dir_flag()
     if binary in ("train", "doctor"):
         define_recipe_flags()
-        define_speed_flags()
+        define_option_flags(_TRAINING_OPTIONS)
     else:
-        define_checkpoint_flag()
+        define_judging_flags()
+
+
+def define_run_dir_flag() -> None:
+    """Defines where a run is kept."""
+    flags.DEFINE_string(
+        "run_dir", None, "Run folder: recipe, metrics, checkpoints and logs of a run."
+    )
+
+
+def define_judging_flags() -> None:
+    """Defines which weights of a run are judged, and where its data are."""
+    define_option_flags(_JUDGING_OPTIONS)
 
 
 def define_recipe_flags() -> None:
-    """Defines a flag for each field of `Recipe`, with the field's default."""
-    _define_enum("model", MODELS, "Network.")
-    flags.DEFINE_string(
-        "dataset",
-        None,
-        "fashion_mnist_10k (bundled), fashion_mnist, folder:PATH, tfrecord:PATH, arrayrecord:PATH, "
-        "tfds:NAME or synthetic:HEIGHTxWIDTHxCHANNELS.",
-    )
-    flags.DEFINE_integer("image_size", None, "Side of the square input, pixels.")
-    _define_enum(
-        "augmentation",
-        AUGMENTATIONS,
-        "Augmentation. random_resized_crop_scaled decodes large JPEGs at 1/2, 1/4 or 1/8 of their "
-        "size where the crop allows it: faster, not quite the same pixels.",
-    )
-    _define_integer("shuffle_buffer", "Records to choose from, where data can only be streamed.")
-    _define_integer("global_batch_size", "Images a weight update: kn.")
-    _define_integer("micro_batch_size", "Images that share batch-norm statistics: n.")
-    flags.DEFINE_list("batch_growth_epochs", [], "Epochs where kn grows and the rate stays.")
-    _define_integer("batch_growth_factor", "How many times kn grows there.")
-    _define_integer("epochs", "Passes over the training set.")
-    _define_enum("optimizer", OPTIMIZERS, "Nesterov momentum, or layer-wise adaptive rates.")
-    _define_float("lars_trust_coefficient", "Relative size of a LARS step at rate 1.")
-    _define_float("base_learning_rate", "Rate at the reference batch.")
-    _define_integer("reference_batch_size", "Images a step at the base rate.")
-    _define_enum("warmup", WARMUPS, "How the rate starts.")
-    _define_float("warmup_epochs", "Epochs of warmup. [5, fewer in runs below 90 epochs]")
-    _define_enum("decay", DECAYS, "How the rate falls after the warmup.")
-    flags.DEFINE_list("decay_epochs", None, "Epochs where the rate drops tenfold. [30,60,80 of 90]")
-    _define_float("end_learning_rate", "What a cosine or polynomial decay ends at.")
-    _define_float("momentum", "Momentum.")
-    _define_float("weight_decay", "Weight decay, not applied to batch-norm gamma and beta.")
-    _define_float("label_smoothing", "Label smoothing.")
-    _define_float("ema_momentum", "Of the average of the weights that is evaluated; 0: none.")
-    flags.DEFINE_bool(
-        "zero_gamma", _DEFAULTS["zero_gamma"], "Start residual blocks with gamma 0 at their end."
-    )
-    _define_integer("seed", "Seed of weights, shuffles and augmentation.")
-    _define_enum("precision", PRECISIONS, "Of forward and backward.")
+    """Defines a flag for each field of `Recipe`."""
+    for field in dataclasses.fields(Recipe):
+        _define_flag(field)
 
 
-def define_place_flags() -> None:
-    """Defines where the run folder and the data are."""
-    flags.DEFINE_string("run_dir", None, "Run folder: recipe, metrics, checkpoints, logs.")
-    flags.DEFINE_string("data_dir", None, "Folder of data sets found by name.")
-
-
-def define_checkpoint_flag() -> None:
-    """Defines which checkpoint a run is judged by."""
-    flags.DEFINE_enum(
-        "checkpoint", "newest", ["newest", "best"], "Newest, or of lowest validation error."
-    )
-
-
-def define_speed_flags() -> None:
-    """Defines what changes how a run goes, not what it computes."""
-    flags.DEFINE_bool("deterministic", False, "Bit-identical repetition; slower.")
-    flags.DEFINE_integer(
-        "checkpoint_every_steps", None, "Save within epochs too. [at ends of epochs]", lower_bound=1
-    )
-    flags.DEFINE_integer("keep_checkpoints", 3, "How many checkpoints stay.", lower_bound=1)
-    flags.DEFINE_integer("cpu_replicas", 1, "Replicas in a process without GPUs.", lower_bound=1)
-    flags.DEFINE_enum(
-        "non_finite", "stop", ["stop", "skip"], "At a loss or gradient that is not finite."
-    )
-    flags.DEFINE_integer("max_skipped_steps", 10, "In all, with skip.", lower_bound=0)
-    flags.DEFINE_float(
-        "step_timeout_secs", 600.0, "A worker ends when a step takes longer.", lower_bound=1.0
-    )
-    flags.DEFINE_float("startup_timeout", 300.0, "Seconds to wait for workers.", lower_bound=0)
-    flags.DEFINE_bool("audit_data", False, "Record which samples each step used.")
-    flags.DEFINE_enum(
-        "dirty_data", "strict", ["strict", "tolerant"], "At an image that cannot be read."
-    )
-    flags.DEFINE_integer("max_replaced_images", 100, "By a worker, if tolerant.", lower_bound=0)
-    flags.DEFINE_bool("keep_in_memory", False, "Keep encoded images after their first read.")
-    flags.DEFINE_integer(
-        "input_threads", None, "That read and decode. [TensorFlow's own]", lower_bound=1
-    )
+def define_option_flags(names: Collection[str]) -> None:
+    """Defines a flag for each of some fields of `RunOptions`."""
+    for field in dataclasses.fields(RunOptions):
+        if field.name in names:
+            _define_flag(field)
 
 
 def define_launcher_flags() -> tuple[str, ...]:
@@ -136,23 +79,27 @@ def recipe_from_flags() -> Recipe:
     """Returns the recipe that the flags describe.
 
     Raises:
-        ValueError: a flag, or a combination of flags, that no run could honour.
+        ValueError: A flag, or a combination of flags, cannot be honoured by any run.
     """
-    values = {name: FLAGS[name].value for name in _DEFAULTS}
-    if values["dataset"] is None:
+    if FLAGS["dataset"].value is None:
         raise ValueError(
-            "No data set. Received: no --dataset. "
-            "Expected: --dataset=fashion_mnist_10k, folder:PATH, tfrecord:PATH, tfds:NAME or "
-            "synthetic:HEIGHTxWIDTHxCHANNELS, or a --flagfile that has one."
+            "No data set. Received: no --dataset. Expected: --dataset= one of "
+            f"{catalogue.describe_datasets()}, or a --flagfile that has one."
         )
-    if values["decay_epochs"] is not None:
-        values["decay_epochs"] = _numbers("decay_epochs", float)
-    values["batch_growth_epochs"] = _numbers("batch_growth_epochs", int)
-    return Recipe(**values)
+    return Recipe(**_values_of_flags(Recipe))
+
+
+def run_options_from_flags() -> RunOptions:
+    """Returns where and how fast to run, from the flags that this binary has.
+
+    Raises:
+        ValueError: A flag has a value that it cannot have.
+    """
+    return RunOptions(**_values_of_flags(RunOptions))
 
 
 def flags_from_recipe(recipe: Recipe) -> list[str]:
-    """Returns the arguments that describe a recipe; `recipe_from_flags` is the inverse."""
+    """Returns the arguments that describe a recipe. `recipe_from_flags` is the inverse."""
     values = {name: value for name, value in recipe.to_json().items() if value is not None}
     for name, value in values.items():
         if isinstance(value, list):
@@ -160,17 +107,11 @@ def flags_from_recipe(recipe: Recipe) -> list[str]:
     return [f"--{name}={value}" for name, value in values.items()]
 
 
-def run_options_from_flags() -> RunOptions:
-    """Returns where and how fast to run, of the flags this binary has."""
-    names = [field.name for field in dataclasses.fields(RunOptions) if field.name in FLAGS]
-    return RunOptions(**{name: FLAGS[name].value for name in names})
-
-
 def require_run_dir() -> str:
     """Returns --run_dir.
 
     Raises:
-        ValueError: it was not given.
+        ValueError: It was not given.
     """
     if not FLAGS.run_dir:
         raise ValueError(
@@ -180,24 +121,44 @@ def require_run_dir() -> str:
     return FLAGS.run_dir
 
 
-def _define_enum(name: str, choices: tuple[str, ...], description: str) -> None:
-    flags.DEFINE_enum(name, _DEFAULTS[name], choices, description)
+def _define_flag(field: dataclasses.Field) -> None:
+    rule = rule_of(field)
+    default = None if field.default is dataclasses.MISSING else field.default
+    if rule.choices:
+        flags.DEFINE_enum(field.name, default, rule.choices, field.metadata["help"])
+        return
+    if rule.is_sequence:
+        flags.DEFINE_list(
+            field.name, None if default is None else list(default), field.metadata["help"]
+        )
+        return
+    define = {
+        int: flags.DEFINE_integer,
+        float: flags.DEFINE_float,
+        bool: flags.DEFINE_bool,
+        str: flags.DEFINE_string,
+    }[rule.kind]
+    define(field.name, default, field.metadata["help"])
 
 
-def _define_integer(name: str, description: str) -> None:
-    flags.DEFINE_integer(name, _DEFAULTS[name], description)
+def _values_of_flags(settings: type) -> Mapping[str, Any]:
+    """Returns the values of those fields that this binary has flags for."""
+    values = {}
+    for field in dataclasses.fields(settings):
+        if field.name in FLAGS:
+            value = FLAGS[field.name].value
+            is_list = rule_of(field).is_sequence and value is not None
+            values[field.name] = _numbers(field, value) if is_list else value
+    return values
 
 
-def _define_float(name: str, description: str) -> None:
-    flags.DEFINE_float(name, _DEFAULTS[name], description)
-
-
-def _numbers(name: str, number: type[int] | type[float]) -> tuple[float, ...]:
-    texts = FLAGS[name].value
+def _numbers(field: dataclasses.Field, texts: list[str]) -> tuple[Any, ...]:
+    kind = rule_of(field).kind
     try:
-        return tuple(number(text) for text in texts)
+        return tuple(kind(text) for text in texts)
     except ValueError as error:
-        kind = "integers" if number is int else "numbers"
+        kinds = "integers" if kind is int else "numbers"
         raise ValueError(
-            f"--{name} is a list of {kind}. Received: {','.join(texts)} Expected: such as 30,60,80"
+            f"--{field.name} is a list of {kinds}. Received: {','.join(texts)} "
+            "Expected: such as 30,60,80"
         ) from error

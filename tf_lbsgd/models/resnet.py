@@ -5,6 +5,7 @@ returns logits [micro_batch, num_classes] in float32. Initial weights are a pure
 architecture and a seed, so that every worker builds the same ones.
 """
 
+import functools
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -110,33 +111,13 @@ def resnet(
     return model_class(images, build.classifier(x, num_classes), name=name)
 
 
-def num_values(name: str, num_classes: int, num_channels: int) -> int:
-    """Counts the numbers in a model's weights and batch-norm statistics, without building it.
-
-    Args:
-        name: a key of `ARCHITECTURES`.
-        num_classes: the number of logits.
-        num_channels: of the images.
-    """
-
-    def conv_bn(inputs: int, outputs: int, kernel_size: int) -> int:
-        return inputs * outputs * kernel_size**2 + 4 * outputs
-
-    architecture = ARCHITECTURES[name]
-    width, stem_size = (64, 7) if architecture.is_bottleneck else (16, 3)
-    total = conv_bn(num_channels, width, stem_size)
-    for filters, num_blocks in zip(architecture.filters, architecture.blocks, strict=True):
-        for _ in range(num_blocks):
-            outputs = 4 * filters if architecture.is_bottleneck else filters
-            if outputs != width:
-                total += conv_bn(width, outputs, 1)
-            if architecture.is_bottleneck:
-                total += conv_bn(width, filters, 1) + conv_bn(filters, filters, 3)
-                total += conv_bn(filters, outputs, 1)
-            else:
-                total += conv_bn(width, filters, 3) + conv_bn(filters, filters, 3)
-            width = outputs
-    return total + (width + 1) * num_classes
+# Builders of `run.catalogue`, one a name.
+resnet50 = functools.partial(resnet, "resnet50")
+resnet101 = functools.partial(resnet, "resnet101")
+resnet152 = functools.partial(resnet, "resnet152")
+resnet8 = functools.partial(resnet, "resnet8")
+resnet20 = functools.partial(resnet, "resnet20")
+resnet56 = functools.partial(resnet, "resnet56")
 
 
 def _normalize_pixels(

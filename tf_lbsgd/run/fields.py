@@ -1,8 +1,174 @@
-"""Checks of a value, and the error that says what to do."""
+"""Fields that carry their rule and their help, and the error for a value that breaks the rule.
+
+A frozen dataclass declares each field with `setting` and calls `check_fields` in `__post_init__`.
+The command line makes a flag of every field (`cli.flag_definitions`), so that a field is described
+once.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+_NOT_SINCE_THE_BEGINNING = "as_before"
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What a field accepts.
+
+    Attributes:
+        accepts: Whether a value is allowed.
+        expected: What is allowed, in words.
+        kind: Type of the value, or of the items of a sequence.
+        is_sequence: Whether the value is a tuple or list of items.
+        choices: All values that are allowed. Empty if they cannot be listed.
+    """
+
+    accepts: Callable[[Any], bool]
+    expected: str
+    kind: type
+    is_sequence: bool = False
+    choices: tuple[str, ...] = ()
+
+
+def setting(
+    rule: Rule,
+    help_text: str,
+    *,
+    default: Any = dataclasses.MISSING,
+    is_optional: bool = False,
+    **added: Any,
+) -> Any:
+    """Declares a field of a frozen dataclass.
+
+    Args:
+        rule: What the field accepts.
+        help_text: What it means. It is the help of its flag.
+        default: Its value if not given. Without a default the field must be given.
+        is_optional: Whether None is accepted too.
+        **added: `as_before=VALUE` for a field that was added after runs had been made. These
+            runs had this value. A recipe with this value keeps the digest it had without the field.
+    """
+    if unknown := added.keys() - {_NOT_SINCE_THE_BEGINNING}:
+        raise TypeError(f"Received: {sorted(unknown)}. Expected: as_before or nothing.")
+    metadata = {"rule": rule, "help": help_text, "is_optional": is_optional, **added}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def rule_of(field: dataclasses.Field) -> Rule:
+    """Returns the rule of a field that was declared with `setting`."""
+    return field.metadata["rule"]
+
+
+def values_of_older_files(settings: type) -> dict[str, Any]:
+    """Returns what a file means that was written before some fields were added, by field."""
+    return {
+        field.name: field.metadata[_NOT_SINCE_THE_BEGINNING]
+        for field in dataclasses.fields(settings)
+        if _NOT_SINCE_THE_BEGINNING in field.metadata
+    }
+
+
+def check_fields(settings: Any) -> None:
+    """Checks every field by its rule, and makes equal numbers equal in type.
+
+    An integer in a field of real numbers becomes a float, and a list becomes a tuple, so that
+    1 and 1.0, or [30] and (30.0,), are the same value.
+
+    Raises:
+        ValueError: Names the field, and says what was received and what was expected.
+    """
+    for field in dataclasses.fields(settings):
+        value, rule = getattr(settings, field.name), rule_of(field)
+        if value is None and field.metadata["is_optional"]:
+            continue
+        if not rule.accepts(value):
+            raise refusal(
+                f"Correct `{field.name}` (flag --{field.name}).",
+                f"{field.name}={value!r}",
+                rule.expected,
+            )
+        convert = float if rule.kind is float else lambda item: item
+        value = tuple(map(convert, value)) if rule.is_sequence else convert(value)
+        object.__setattr__(settings, field.name, value)
+
+
+def integer(lowest: int) -> Rule:
+    """Accepts integers from a lowest one on."""
+    return Rule(
+        lambda value: is_integer(value) and value >= lowest, f"an integer >= {lowest}", kind=int
+    )
+
+
+def integer_below(limit: int, in_words: str) -> Rule:
+    """Accepts integers from 0 to below a limit."""
+    return Rule(
+        lambda value: is_integer(value) and 0 <= value < limit,
+        f"an integer in [0, {in_words})",
+        kind=int,
+    )
+
+
+def number(lowest: float) -> Rule:
+    """Accepts finite numbers from a lowest one on."""
+    expected = f"a finite number >= {lowest:g}"
+    return Rule(lambda value: is_number(value) and value >= lowest, expected, kind=float)
+
+
+def positive_number() -> Rule:
+    """Accepts finite numbers above 0."""
+    return Rule(lambda value: is_number(value) and value > 0, "a finite number > 0", kind=float)
+
+
+def fraction() -> Rule:
+    """Accepts numbers from 0 to below 1."""
+    return Rule(lambda value: is_number(value) and 0 <= value < 1, "a number in [0, 1)", kind=float)
+
+
+def positive_numbers() -> Rule:
+    """Accepts sequences of finite numbers above 0."""
+    return _sequence(positive_number(), "a sequence of finite numbers > 0")
+
+
+def positive_integers() -> Rule:
+    """Accepts sequences of integers above 0."""
+    return _sequence(integer(1), "a sequence of integers > 0")
+
+
+def boolean() -> Rule:
+    """Accepts True and False."""
+    return Rule(lambda value: isinstance(value, bool), "True or False", kind=bool)
+
+
+def text() -> Rule:
+    """Accepts strings."""
+    return Rule(lambda value: isinstance(value, str), "a string", kind=str)
+
+
+def one_of(choices: Iterable[str]) -> Rule:
+    """Accepts some strings."""
+    choices = tuple(choices)
+    return Rule(
+        lambda value: isinstance(value, str) and value in choices,
+        "one of " + ", ".join(choices),
+        kind=str,
+        choices=choices,
+    )
+
+
+def is_integer(value: object) -> bool:
+    """Returns whether a value is an int, and not a bool."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> bool:
+    """Returns whether a value is a finite int or float."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def refusal(advice: str, received: str, expected: str) -> ValueError:
-    """The error that says what to do, what was received and what was expected."""
+    """Returns the error that says what to do, what was received and what was expected."""
     return ValueError(f"{advice} Received: {received}. Expected: {expected}.")
 
 
@@ -10,3 +176,10 @@ def require(condition: bool, name: str, received: object, expected: str) -> None
     """Raises a refusal of an argument unless a condition holds."""
     if not condition:
         raise refusal(f"Correct `{name}`.", f"{name}={received}", expected)
+
+
+def _sequence(item: Rule, expected: str) -> Rule:
+    def accepts(value: Any) -> bool:
+        return isinstance(value, (tuple, list)) and all(map(item.accepts, value))
+
+    return Rule(accepts, expected, kind=item.kind, is_sequence=True)

@@ -7,6 +7,7 @@
     tensorboard/     scalars, from the chief
     logs/            worker-I.log, standard error of worker I; supervisor.log, restarts;
                      replaced-worker-I.jsonl, images that worker I replaced
+    user_code.json   digests of the user's functions that the recipe names, and since which step
     audit/           worker-I.jsonl, the samples of each step, with --audit_data
 
 Files are replaced whole, so that a reader never sees half of one.
@@ -38,6 +39,7 @@ class RunFolder:
         self.logs = self.path / "logs"
         self.audit = self.path / "audit"
         self._recipe = self.path / "recipe.json"
+        self._user_code = self.path / "user_code.json"
         self._metrics = self.path / "metrics.jsonl"
         self._result = self.path / "result.json"
 
@@ -83,6 +85,25 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         if not self._recipe.exists():
             _write_json(self._recipe, recipe.to_json())
+
+    def record_user_code(self, digests: dict[str, str], step: int) -> list[str]:
+        """Keeps the digests of the user's code that the run goes on with.
+
+        Args:
+            digests: SHA-256 by the name of a function, as of `user_code.digests_of`.
+            step: Steps that the run has done so far.
+
+        Returns:
+            The functions whose code has changed since the run, or its last change, began.
+        """
+        if not digests:
+            return []
+        history = json.loads(self._user_code.read_text()) if self._user_code.exists() else []
+        before = history[-1]["digests"] if history else digests
+        if not history or before != digests:
+            history.append({"since_step": step, "digests": digests})
+            _write_json(self._user_code, history)
+        return [name for name in digests if digests[name] != before.get(name)]
 
     def read_recipe(self) -> Recipe:
         """Returns the recipe of the run.
@@ -183,7 +204,7 @@ def reported_noise_scale(metrics: list[dict[str, Any]]) -> float | None:
     return median if math.isfinite(median) else None
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
+def _write_json(path: Path, value: Any) -> None:
     _write_text(path, json.dumps(value, indent=2) + "\n")
 
 

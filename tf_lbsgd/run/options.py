@@ -3,41 +3,86 @@
 import dataclasses
 from typing import Literal
 
+from tf_lbsgd.run import fields
+from tf_lbsgd.run.fields import setting
 
-@dataclasses.dataclass(frozen=True)
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RunOptions:
     """What changes where and how fast a run goes, never what it computes.
 
-    Attributes:
-        data_dir: Folder of data sets that are found by name.
-        deterministic: Make equal runs on equal machines and layouts bit-identical.
-        checkpoint_every_steps: Save within epochs too; None saves at the end of each epoch.
-        keep_checkpoints: How many of the newest checkpoints stay.
-        cpu_replicas: Replicas that one process without GPUs runs, under MirroredStrategy.
-        checkpoint: Which one is evaluated or exported, "newest" or "best".
-        non_finite: At a loss or gradient that is not finite, "stop" or "skip" the step.
-        max_skipped_steps: How many such steps a run may skip in all.
-        step_timeout_secs: When a worker that gets nowhere ends; see `watchdog.Watchdog`.
-        startup_timeout: How long workers wait for each other at the start, seconds.
-        audit_data: Record which samples each step used, in the run folder's audit/.
-        dirty_data: At a training image that cannot be read, "strict" stops, "tolerant" replaces.
-        max_replaced_images: How many different images a worker may replace.
-        keep_in_memory: Keep encoded images in memory from their first read on.
-        input_threads: Threads that read and decode, of a process; None shares TensorFlow's.
+    Every field carries its rule and its help, which is also the help of its flag.
+
+    Raises:
+        ValueError: Names the field, and says what was received and what was expected.
     """
 
-    data_dir: str | None = None
-    deterministic: bool = False
-    checkpoint_every_steps: int | None = None
-    keep_checkpoints: int = 3
-    cpu_replicas: int = 1
-    checkpoint: Literal["newest", "best"] = "newest"
-    non_finite: Literal["stop", "skip"] = "stop"
-    max_skipped_steps: int = 10
-    step_timeout_secs: float = 600.0
-    startup_timeout: float = 300.0
-    audit_data: bool = False
-    dirty_data: Literal["strict", "tolerant"] = "strict"
-    max_replaced_images: int = 100
-    keep_in_memory: bool = False
-    input_threads: int | None = None
+    data_dir: str | None = setting(
+        fields.text(), "Folder of data sets that are found by name.", default=None, is_optional=True
+    )
+    deterministic: bool = setting(
+        fields.boolean(),
+        "Make equal runs on equal machines and layouts bit-identical. This is slower.",
+        default=False,
+    )
+    checkpoint_every_steps: int | None = setting(
+        fields.integer(1),
+        "Steps between checkpoints within an epoch. Unset: save at the end of each epoch.",
+        default=None,
+        is_optional=True,
+    )
+    keep_checkpoints: int = setting(
+        fields.integer(1), "Number of newest checkpoints to keep, beside the best one.", default=3
+    )
+    cpu_replicas: int = setting(
+        fields.integer(1), "Replicas of one process without GPUs.", default=1
+    )
+    checkpoint: Literal["newest", "best"] = setting(
+        fields.one_of(("newest", "best")),
+        "Checkpoint to use: the newest, or the best, of lowest validation error.",
+        default="newest",
+    )
+    non_finite: Literal["stop", "skip"] = setting(
+        fields.one_of(("stop", "skip")),
+        "What to do at a loss or gradient that is not finite: stop the run, or skip the step.",
+        default="stop",
+    )
+    max_skipped_steps: int = setting(
+        fields.integer(0), "Steps that --non_finite=skip may skip in the whole run.", default=10
+    )
+    step_timeout_secs: float = setting(
+        fields.number(1),
+        "Seconds that a step may take before its worker is ended. At least 20 median steps are "
+        "allowed, and 6 times as long for a first step.",
+        default=600.0,
+    )
+    startup_timeout_secs: float = setting(
+        fields.number(0), "Seconds to wait at the start for the other workers.", default=300.0
+    )
+    audit_data: bool = setting(
+        fields.boolean(), "Record in the run folder which samples each step used.", default=False
+    )
+    dirty_data: Literal["strict", "tolerant"] = setting(
+        fields.one_of(("strict", "tolerant")),
+        "What to do at a training image that cannot be read: stop (strict), or use another one "
+        "in its place (tolerant).",
+        default="strict",
+    )
+    max_replaced_images: int = setting(
+        fields.integer(0),
+        "Number of different images that a worker may replace with --dirty_data=tolerant.",
+        default=100,
+    )
+    keep_in_memory: bool = setting(
+        fields.boolean(), "Keep encoded images in memory after their first read.", default=False
+    )
+    input_threads: int | None = setting(
+        fields.integer(1),
+        "Threads of a process that read and decode images. Unset: share TensorFlow's threads.",
+        default=None,
+        is_optional=True,
+    )
+
+    def __post_init__(self) -> None:
+        """Checks every field."""
+        fields.check_fields(self)

@@ -7,14 +7,13 @@ only how fast it goes.
 import dataclasses
 import functools
 import itertools
-import math
 from typing import Any
 
-from tf_lbsgd.run.fields import refusal
-from tf_lbsgd.run.recipe import Recipe, is_integer, nearest_multiples
+from tf_lbsgd.run import catalogue
+from tf_lbsgd.run.fields import is_integer, refusal
+from tf_lbsgd.run.recipe import Recipe, nearest_multiples
 
 DECAY_FACTOR = 0.1
-POLYNOMIAL_POWER = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +174,7 @@ class Plan:
 
     @property
     def warmup_steps(self) -> int:
-        """round(warmup_epochs * steps_per_epoch), steps; 0 without a warm-up."""
+        """round(warmup_epochs * steps_per_epoch), steps; 0 without a warmup."""
         return self.step_at(self.recipe.resolved_warmup_epochs) if self.recipe.has_warmup else 0
 
     @property
@@ -190,7 +189,7 @@ class Plan:
 
     @property
     def initial_learning_rate(self) -> float:
-        """Rate of step 0 before any drop: base_learning_rate, or the peak without a warm-up."""
+        """Rate of step 0 before any drop: base_learning_rate, or the peak without a warmup."""
         return self.recipe.base_learning_rate if self.warmup_steps else self.peak_learning_rate
 
     def learning_rate(self, step: int) -> float:
@@ -199,9 +198,8 @@ class Plan:
         Before W = `warmup_steps`: initial + (peak - initial) * step / W if gradual, initial if
         constant. From then on, with x = (T - step) / (T - W) left of the T = `total_steps` steps:
 
-            step:        peak * 0.1 for each decay step reached
-            cosine:      end + (peak - end) * (1 + cos(pi * (1 - x))) / 2
-            polynomial:  end + (peak - end) * x**2
+            step:    peak * 0.1 for each decay step reached
+            smooth:  end + (peak - end) * s(x), with s(x) of `catalogue.DECAYS`
         """
         recipe, initial, peak = self.recipe, self.initial_learning_rate, self.peak_learning_rate
         if step < self.warmup_steps:
@@ -212,19 +210,16 @@ class Plan:
                 peak *= DECAY_FACTOR if step >= boundary else 1
             return peak
         end = recipe.end_learning_rate
-        # At least 1: a warm-up may fill the run, and what follows it is then never used.
+        # At least 1: a warmup may fill the run, and what follows it is then never used.
         decay_length = max(1, self.total_steps - self.warmup_steps)
         left = max(0, self.total_steps - step) / decay_length
-        if recipe.decay == "cosine":
-            # sin^2(pi x / 2) is (1 + cos(pi (1 - x))) / 2 without cancellation at the end.
-            left = math.sin(math.pi / 2 * left)
-        return end + (peak - end) * left**POLYNOMIAL_POWER
+        return end + (peak - end) * catalogue.DECAYS[recipe.decay].shape(left)
 
     @property
     def breakpoints(self) -> tuple[tuple[int, float], ...]:
         """(step, rate) wherever the rate changes its course, in order, each step once.
 
-        That is at step 0, at the end of the warm-up, and at every drop, or along a smooth decay at
+        That is at step 0, at the end of the warmup, and at every drop, or along a smooth decay at
         its quarters and at the last step. A drop that rounds to the end of a very short run is
         never used, so it is left out.
         """
@@ -284,7 +279,7 @@ class Plan:
             ),
             ("run", f"{recipe.epochs:,} epochs = {self.total_steps:,} steps"),
             ("optimizer", self._describe_optimizer()),
-            ("warm-up", warmup),
+            ("warmup", warmup),
             *((f"rate at step {step:,}", f"{rate:.6g}") for step, rate in self.breakpoints),
         ]
         width = max(len(label) for label, _ in rows)
@@ -299,8 +294,12 @@ class Plan:
     def _describe_optimizer(self) -> str:
         recipe = self.recipe
         words = [f"momentum {recipe.momentum:g}", f"weight decay {recipe.weight_decay:g}"]
-        if recipe.optimizer == "lars":
-            words.insert(0, f"LARS, trust coefficient {recipe.lars_trust_coefficient:g}")
+        optimizer = catalogue.OPTIMIZERS[recipe.optimizer]
+        own = [
+            f"{argument.replace('_', ' ')} {getattr(recipe, field):g}"
+            for argument, field in optimizer.arguments.items()
+        ]
+        words = [recipe.optimizer, *own, *words] if own else words
         if recipe.ema_momentum:
             words.append(f"evaluates weights averaged with momentum {recipe.ema_momentum:g}")
         return ", ".join(words)

@@ -1,31 +1,19 @@
 """What a run computes: the `Recipe`.
 
-Nothing here depends on TensorFlow or on the machines. A recipe fixes the mathematics of a run;
-`tf_lbsgd.run.plan` has the step arithmetic that follows from it.
+A recipe fixes the mathematics of a run and nothing about the machines. `plan` has the step
+arithmetic that follows from it.
 """
 
 import dataclasses
 import hashlib
 import json
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from tf_lbsgd.run.fields import refusal
+from tf_lbsgd.run import catalogue, fields
+from tf_lbsgd.run.fields import refusal, setting
 
-MODELS = ("resnet50", "resnet101", "resnet152", "resnet8", "resnet20", "resnet56")
-NAMED_DATASETS = ("fashion_mnist_10k", "fashion_mnist")
-DATASET_SCHEMES = ("folder", "tfrecord", "arrayrecord", "tfds", "synthetic")
-AUGMENTATIONS = (
-    "auto",
-    "none",
-    "pad_crop",
-    "random_resized_crop",
-    "random_resized_crop_scaled",
-)
-OPTIMIZERS = ("momentum", "lars")
 WARMUPS = ("gradual", "constant", "none")
-DECAYS = ("step", "cosine", "polynomial")
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 _PAPER_EPOCHS = 90
@@ -33,88 +21,8 @@ _PAPER_WARMUP_EPOCHS = 5
 _PAPER_DECAY_EPOCHS = (30, 60, 80)
 
 
-def is_integer(value: object) -> bool:
-    """Whether a value is an int, and not a bool."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_sequence_of(accepts: Callable[[Any], bool], value: object) -> bool:
-    return isinstance(value, (tuple, list)) and all(map(accepts, value))
-
-
-def _integer_from(lowest: int) -> tuple[Callable[[Any], bool], str]:
-    return lambda value: is_integer(value) and value >= lowest, f"an integer >= {lowest}"
-
-
-def _one_of(choices: tuple[str, ...]) -> tuple[Callable[[Any], bool], str]:
-    return lambda value: value in choices, "one of " + ", ".join(choices)
-
-
-def _is_dataset(value: object) -> bool:
-    if not isinstance(value, str):
-        return False
-    scheme, _, location = value.partition(":")
-    return value in NAMED_DATASETS or (scheme in DATASET_SCHEMES and bool(location))
-
-
-_POSITIVE = (lambda v: _is_number(v) and v > 0, "a finite number > 0")
-_NON_NEGATIVE = (lambda v: _is_number(v) and v >= 0, "a finite number >= 0")
-_FRACTION = (lambda v: _is_number(v) and 0 <= v < 1, "a number in [0, 1)")
-
-# field: (accepts the value?, what is accepted, in words). None is also accepted by `_OPTIONAL`.
-_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "model": _one_of(MODELS),
-    "dataset": (
-        _is_dataset,
-        f"one of {', '.join(NAMED_DATASETS)}, folder:PATH, tfrecord:PATH, arrayrecord:PATH, "
-        "tfds:NAME, synthetic:SHAPE",
-    ),
-    "image_size": _integer_from(1),
-    "augmentation": _one_of(AUGMENTATIONS),
-    "shuffle_buffer": _integer_from(1),
-    "global_batch_size": _integer_from(1),
-    "micro_batch_size": _integer_from(1),
-    "epochs": _integer_from(1),
-    "batch_growth_epochs": (
-        lambda v: _is_sequence_of(lambda e: is_integer(e) and e > 0, v),
-        "a sequence of integers > 0",
-    ),
-    "batch_growth_factor": _integer_from(2),
-    "optimizer": _one_of(OPTIMIZERS),
-    "lars_trust_coefficient": _POSITIVE,
-    "base_learning_rate": _POSITIVE,
-    "reference_batch_size": _integer_from(1),
-    "warmup": _one_of(WARMUPS),
-    "warmup_epochs": _NON_NEGATIVE,
-    "decay": _one_of(DECAYS),
-    "decay_epochs": (
-        lambda v: _is_sequence_of(lambda e: _is_number(e) and e > 0, v),
-        "a sequence of finite numbers > 0",
-    ),
-    "end_learning_rate": _NON_NEGATIVE,
-    "momentum": _FRACTION,
-    "weight_decay": _NON_NEGATIVE,
-    "label_smoothing": _FRACTION,
-    "ema_momentum": _FRACTION,
-    "zero_gamma": (lambda v: isinstance(v, bool), "True or False"),
-    # TensorFlow's stateless seeds are 32-bit.
-    "seed": (lambda v: is_integer(v) and 0 <= v < 2**31, "an integer in [0, 2**31)"),
-    "precision": _one_of(PRECISIONS),
-}
-_OPTIONAL = frozenset({"image_size", "warmup_epochs", "decay_epochs"})
-_REAL_FIELDS = (
-    "lars_trust_coefficient", "base_learning_rate", "warmup_epochs", "end_learning_rate",
-    "momentum", "weight_decay", "label_smoothing", "ema_momentum",
-)  # fmt: skip
-_SEQUENCE_FIELDS = ("batch_growth_epochs", "decay_epochs")
-
-
 def nearest_multiples(value: int, divisor: int) -> str:
-    """The positive multiples of `divisor` on either side of `value`, for an error message."""
+    """Returns the positive multiples of `divisor` on either side of `value`, for a message."""
     below = value // divisor * divisor
     return " or ".join(str(multiple) for multiple in (below, below + divisor) if multiple)
 
@@ -127,93 +35,138 @@ class Recipe:
     whatever the machines. Places and speeds (run folder, worker count, how often to checkpoint)
     are therefore not here. The defaults are the paper's (Goyal et al. 2017, section 5.1).
 
-    Attributes:
-        model: one of `MODELS`.
-        dataset: `fashion_mnist_10k`, `fashion_mnist`, `folder:PATH`, `tfrecord:PATH`,
-            `arrayrecord:PATH`, `tfds:NAME` or `synthetic:SHAPE`.
-        image_size: side of the square input, pixels; None is the data set's natural size.
-        augmentation: one of `AUGMENTATIONS`; "auto" lets the data set choose.
-        shuffle_buffer: records to choose from, of data that can only be streamed; others are
-            shuffled exactly.
-        global_batch_size: the paper's kn, images a weight update.
-        micro_batch_size: the paper's n, images that share one batch-norm statistic.
-        batch_growth_epochs: epochs at which kn grows and the rate stays: Smith et al. 2017,
-            https://arxiv.org/abs/1711.00489. n stays, so batch-norm statistics mean the same.
-        batch_growth_factor: by how much kn grows each time.
-        epochs: passes over the training set.
-        optimizer: "momentum" (Nesterov's, the paper's) or "lars" (You et al. 2017).
-        lars_trust_coefficient: the relative size of a LARS step at rate 1.
-        base_learning_rate: the rate at `reference_batch_size` images a step.
-        reference_batch_size: images.
-        warmup: "gradual" (a constant increment a step), "constant" (base rate, then a jump) or
-            "none" (section 2.2). Used only above the reference batch, where there is a gap.
-        warmup_epochs: epochs; None is the paper's 5, shortened in proportion below 90 epochs.
-        decay: how the rate falls after the warm-up: "step" (tenfold drops), "cosine" or
-            "polynomial" (of power 2), both to `end_learning_rate` at the end of the run.
-        decay_epochs: epochs of the drops; None is 30, 60, 80 of 90, scaled, and no drops where the
-            batch grows instead.
-        end_learning_rate: what a cosine or a polynomial ends at.
-        momentum: m, in [0, 1).
-        weight_decay: lambda; batch-norm gamma and beta are spared.
-        label_smoothing: in [0, 1).
-        ema_momentum: of the average of the weights that is evaluated, in [0, 1); 0 evaluates the
-            weights themselves.
-        zero_gamma: whether the last batch norm of each residual block starts at gamma = 0.
-        seed: of initial weights, shuffles and augmentation.
-        precision: of the forward and backward pass; the weights are always float32.
+    Every field carries its rule and its help, which is also the help of its flag.
 
     Raises:
         ValueError: for a field, or a combination of fields, that no run could honour.
     """
 
-    model: str = "resnet50"
-    dataset: str
-    image_size: int | None = None
-    augmentation: str = "auto"
-    shuffle_buffer: int = 10_000
-    global_batch_size: int = 256
-    micro_batch_size: int = 32
-    batch_growth_epochs: tuple[int, ...] = ()
-    batch_growth_factor: int = 10
-    epochs: int = 90
-    optimizer: str = "momentum"
-    lars_trust_coefficient: float = 0.001
-    base_learning_rate: float = 0.1
-    reference_batch_size: int = 256
-    warmup: str = "gradual"
-    warmup_epochs: float | None = None
-    decay: str = "step"
-    decay_epochs: tuple[float, ...] | None = None
-    end_learning_rate: float = 0.0
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    label_smoothing: float = 0.0
-    ema_momentum: float = 0.0
-    zero_gamma: bool = True
-    seed: int = 0
-    precision: str = "float32"
+    model: str = setting(
+        catalogue.a_model(),
+        f"Network to train: {catalogue.describe_models()}.",
+        default="resnet50",
+    )
+    dataset: str = setting(
+        catalogue.a_dataset(), f"Images to train on: {catalogue.describe_datasets()}."
+    )
+    image_size: int | None = setting(
+        fields.integer(1),
+        "Side of the square input, in pixels. Unset: the size that the data set has, 224 for "
+        "images that are resized.",
+        default=None,
+        is_optional=True,
+    )
+    augmentation: str = setting(
+        fields.one_of(("auto", *catalogue.AUGMENTATIONS)),
+        f"How training images are varied: {catalogue.describe(catalogue.AUGMENTATIONS)}, or auto, "
+        "which lets the data set choose.",
+        default="auto",
+    )
+    shuffle_buffer: int = setting(
+        fields.integer(1),
+        "Number of records to choose from where data can only be streamed. Other data are "
+        "shuffled exactly.",
+        default=10_000,
+    )
+    global_batch_size: int = setting(
+        fields.integer(1), "Images a weight update, the paper's kn.", default=256
+    )
+    micro_batch_size: int = setting(
+        fields.integer(1),
+        "Images that share one batch-norm statistic, the paper's n.",
+        default=32,
+    )
+    batch_growth_epochs: tuple[int, ...] = setting(
+        fields.positive_integers(),
+        "Epochs at which the global minibatch grows while the rate stays (Smith et al. 2017, "
+        "arXiv 1711.00489).",
+        default=(),
+    )
+    batch_growth_factor: int = setting(
+        fields.integer(2), "Factor by which the global minibatch grows each time.", default=10
+    )
+    epochs: int = setting(fields.integer(1), "Passes over the training set.", default=90)
+    optimizer: str = setting(
+        fields.one_of(catalogue.OPTIMIZERS),
+        f"Update rule: {catalogue.describe(catalogue.OPTIMIZERS)}.",
+        default="momentum",
+    )
+    lars_trust_coefficient: float = setting(
+        fields.positive_number(), "Relative size of a LARS step at rate 1.", default=0.001
+    )
+    base_learning_rate: float = setting(
+        fields.positive_number(), "Learning rate at the reference batch.", default=0.1
+    )
+    reference_batch_size: int = setting(
+        fields.integer(1),
+        "Images a step at which the base learning rate holds. A larger minibatch scales it up.",
+        default=256,
+    )
+    warmup: str = setting(
+        fields.one_of(WARMUPS),
+        "How the rate starts above the reference batch: gradual (a constant increment a step), "
+        "constant (the base rate, then a jump) or none (section 2.2).",
+        default="gradual",
+    )
+    warmup_epochs: float | None = setting(
+        fields.number(0),
+        "Length of the warmup in epochs. Unset: the paper's 5, in proportion below 90 epochs.",
+        default=None,
+        is_optional=True,
+    )
+    decay: str = setting(
+        fields.one_of(catalogue.DECAYS),
+        f"How the rate falls after the warmup: {catalogue.describe(catalogue.DECAYS)}.",
+        default="step",
+    )
+    decay_epochs: tuple[float, ...] | None = setting(
+        fields.positive_numbers(),
+        "Epochs at which the rate drops tenfold. Unset: 30, 60 and 80 of 90, in proportion, and "
+        "no drops where the minibatch grows instead.",
+        default=None,
+        is_optional=True,
+    )
+    end_learning_rate: float = setting(
+        fields.number(0), "Learning rate that a smooth decay ends at.", default=0.0
+    )
+    momentum: float = setting(fields.fraction(), "Momentum of the optimizer.", default=0.9)
+    weight_decay: float = setting(
+        fields.number(0),
+        "Weight decay. Batch-norm gamma and beta are not decayed.",
+        default=1e-4,
+    )
+    label_smoothing: float = setting(
+        fields.fraction(), "Label smoothing of the training and validation loss.", default=0.0
+    )
+    ema_momentum: float = setting(
+        fields.fraction(),
+        "Momentum of the average of the weights that is evaluated. 0: evaluate the weights "
+        "themselves.",
+        default=0.0,
+    )
+    zero_gamma: bool = setting(
+        fields.boolean(),
+        "Start the last batch norm of each residual block at gamma 0 (section 5.1).",
+        default=True,
+    )
+    # TensorFlow's stateless seeds are 32-bit.
+    seed: int = setting(
+        fields.integer_below(2**31, "2**31"),
+        "Seed of initial weights, shuffles and augmentation.",
+        default=0,
+    )
+    precision: str = setting(
+        fields.one_of(PRECISIONS),
+        "Precision of the forward and backward pass. The weights stay float32.",
+        default="float32",
+    )
 
     def __post_init__(self) -> None:
-        """Validates every field, then the combinations; makes equal numbers equal in type."""
-        for field, (accepts, expected) in _RULES.items():
-            value = getattr(self, field)
-            if not (accepts(value) or (value is None and field in _OPTIONAL)):
-                raise refusal(
-                    f"Correct `{field}` (flag --{field}).", f"{field}={value!r}", expected
-                )
-        self._normalise_numbers()
+        """Checks every field, then the combinations."""
+        fields.check_fields(self)
         self._check_batch()
         self._check_options_are_used()
         self._check_durations()
-
-    def _normalise_numbers(self) -> None:
-        """Makes 1 and 1.0, [30] and (30.0,) the same recipe, hence the same digest."""
-        for field in _REAL_FIELDS:
-            if (value := getattr(self, field)) is not None:
-                object.__setattr__(self, field, float(value))
-        if self.decay_epochs is not None:
-            object.__setattr__(self, "decay_epochs", tuple(map(float, self.decay_epochs)))
-        object.__setattr__(self, "batch_growth_epochs", tuple(self.batch_growth_epochs))
 
     def _check_batch(self) -> None:
         kn, n = self.global_batch_size, self.micro_batch_size
@@ -227,10 +180,17 @@ class Recipe:
 
     def _check_options_are_used(self) -> None:
         """Refuses an option of something that is off: it would be ignored without a word."""
+        own_of_optimizers = (
+            (field, self.optimizer == name, f"--optimizer={name}")
+            for name, optimizer in catalogue.OPTIMIZERS.items()
+            for field in optimizer.arguments.values()
+        )
+        is_smooth = self.decay != "step"
+        smooth_decays = " or ".join(f"--decay={d}" for d in catalogue.DECAYS if d != "step")
         for field, is_on, switch in (
-            ("lars_trust_coefficient", self.optimizer == "lars", "--optimizer=lars"),
-            ("decay_epochs", self.decay == "step", "--decay=step"),
-            ("end_learning_rate", self.decay != "step", "--decay=cosine or --decay=polynomial"),
+            *own_of_optimizers,
+            ("decay_epochs", not is_smooth, "--decay=step"),
+            ("end_learning_rate", is_smooth, smooth_decays),
             ("batch_growth_factor", bool(self.batch_growth_epochs), "--batch_growth_epochs"),
         ):
             value = getattr(self, field)
@@ -249,11 +209,11 @@ class Recipe:
             )
 
     def _check_durations(self) -> None:
-        # The warm-up counts only where it is used; a change inside it would have no clear meaning.
+        # The warmup counts only where it is used; a change inside it would have no clear meaning.
         earliest = self.resolved_warmup_epochs if self.has_warmup else 0.0
         if earliest > self.epochs:
             raise refusal(
-                "The warm-up outlasts the run: lower --warmup_epochs or raise --epochs.",
+                "The warmup outlasts the run: lower --warmup_epochs or raise --epochs.",
                 f"warmup_epochs={earliest}, epochs={self.epochs}",
                 "warmup_epochs <= epochs",
             )
@@ -265,7 +225,7 @@ class Recipe:
             if not is_increasing or any(not earliest <= e < self.epochs for e in epochs):
                 raise refusal(
                     "Every change of rate or batch must come after the previous one, not inside "
-                    f"the warm-up, and before the end: change --{field}, --warmup_epochs or "
+                    f"the warmup, and before the end: change --{field}, --warmup_epochs or "
                     "--epochs.",
                     f"{field}={epochs}",
                     f"strictly increasing epochs in [{earliest}, {self.epochs})",
@@ -278,7 +238,7 @@ class Recipe:
 
     @property
     def resolved_warmup_epochs(self) -> float:
-        """Length of a warm-up, epochs: as given, else 5 * min(epochs, 90) / 90."""
+        """Length of a warmup, epochs: as given, else 5 * min(epochs, 90) / 90."""
         if self.warmup_epochs is not None:
             return self.warmup_epochs
         return _PAPER_WARMUP_EPOCHS * min(self.epochs, _PAPER_EPOCHS) / _PAPER_EPOCHS
@@ -304,23 +264,23 @@ class Recipe:
         return self.base_learning_rate * self.global_batch_size / self.reference_batch_size
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON values, the form of `recipe.json` in a run folder."""
+        """Returns the fields as JSON values, the form of `recipe.json` in a run folder."""
         values = dataclasses.asdict(self)
-        for field in _SEQUENCE_FIELDS:
-            if values[field] is not None:
-                values[field] = list(values[field])
-        return values
+        return {n: list(v) if isinstance(v, tuple) else v for n, v in values.items()}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Recipe":
-        """Inverse of `to_json`.
+        """Reads what `to_json` wrote, also before some of the fields were added.
+
+        A field that the file lacks has the value that stands for "as before". A field that was
+        there from the beginning must be there: defaults may change, old runs may not.
 
         Raises:
-            ValueError: for unknown or missing keys, all of them named, and as the constructor.
-                A missing key is not given its default: defaults may change, old runs may not.
+            ValueError: Names all unknown and missing keys, or as the constructor.
         """
         if not isinstance(values, Mapping):
             raise refusal("Give one JSON object.", repr(values), "a JSON object of recipe fields")
+        values = {**fields.values_of_older_files(cls), **values}
         known = {field.name for field in dataclasses.fields(cls)}
         unknown, missing = sorted(set(values) - known), sorted(known - set(values))
         if unknown or missing:
@@ -332,8 +292,16 @@ class Recipe:
         return cls(**values)
 
     def digest(self) -> str:
-        """SHA-256 of the canonical JSON, hexadecimal: equal exactly when the recipes are."""
-        canonical = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        """Returns the SHA-256 of the canonical JSON: equal exactly when the recipes are.
+
+        A field that was added later counts only where it is used, so that the digest of an older
+        recipe stays what it was.
+        """
+        values = self.to_json()
+        for field, as_before in fields.values_of_older_files(type(self)).items():
+            if values[field] == as_before:
+                del values[field]
+        canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def differences(self, other: "Recipe") -> list[str]:

@@ -7,7 +7,6 @@ import keras
 import tensorflow as tf
 
 from tf_lbsgd.run.fields import require
-from tf_lbsgd.run.plan import POLYNOMIAL_POWER
 from tf_lbsgd.schedules.warmup import WarmupSmoothDecay
 
 
@@ -60,7 +59,7 @@ class WarmupPolynomialDecay(WarmupSmoothDecay):
         warmup_steps: int,
         total_steps: int,
         end_learning_rate: float = 0.0,
-        power: float = POLYNOMIAL_POWER,
+        power: float = 2.0,
         warmup: str = "gradual",
     ) -> None:
         """Stores and validates the arguments, described at the class."""

@@ -144,7 +144,7 @@ class Meeting:
         raise MeetingError(
             f"{self._name(0)}, the chief, does not answer {self._name(self.cluster.task_index)}. "
             f"Received: {reason} for {self.timeout_secs:.0f} s. Expected: the same command runs on "
-            "every worker, and its address is right; --startup_timeout says how long to wait."
+            "every worker, and its address is right; --startup_timeout_secs says how long to wait."
         )
 
     async def _attend(self, deadline: float) -> _Message:
@@ -236,7 +236,7 @@ class _Attendance:
             found += [
                 f"{self._name(index)} did not come. Received: nothing from it within "
                 f"{self._preflight.timeout_secs:.0f} s Expected: the same command runs on every "
-                "worker; see its log, and --startup_timeout."
+                "worker; see its log, and --startup_timeout_secs."
                 for index in self.missing()
             ]
         return found

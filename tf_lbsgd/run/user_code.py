@@ -1,0 +1,124 @@
+"""Functions of the user's that --model and --dataset name, and a digest of their code.
+
+A digest covers the file of the module and the modules that it imports from the same folder. It
+does not see packages that are installed elsewhere, modules that are imported by name at run time,
+data files, or environment variables.
+"""
+
+import ast
+import hashlib
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tf_lbsgd.run import catalogue
+from tf_lbsgd.run.fields import refusal
+
+
+def load_user_function(name: str) -> Callable[..., Any]:
+    """Imports a function by its name, "package.module:function", and returns it.
+
+    A module in the working folder is found, as with `python -m`.
+
+    Raises:
+        ValueError: There is no such module or function, or the module cannot be imported.
+    """
+    module_name, _, function_name = name.partition(":")
+    _find_in_working_folder()
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # the user's code may raise anything
+        raise refusal(
+            f"{name} cannot be imported.",
+            f"{type(error).__name__}: {error}",
+            f"a module that Python finds from {os.getcwd()} or on PYTHONPATH. Data sets and "
+            f"models by name are {catalogue.describe_datasets()}; {catalogue.describe_models()}",
+        ) from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise refusal(
+            f"{module_name} has no such function.",
+            f"{name}, which is {function!r}",
+            f"a function of {module.__file__}",
+        )
+    return function
+
+
+def digests_of(names: Iterable[str]) -> dict[str, str]:
+    """Returns the SHA-256 of the code behind each name, hexadecimal.
+
+    Args:
+        names: Of functions, as `load_user_function` takes them.
+
+    Raises:
+        ValueError: There is no such module.
+    """
+    return {name: _digest(_module_path(name)) for name in names}
+
+
+def announce(names: Iterable[str]) -> None:
+    """Prints whose code is about to run, for binaries that read names from a run folder."""
+    for name in names:
+        print(f"Runs code of yours: {name} in {_module_path(name)}", flush=True)
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(_with_neighbours(path)):
+        digest.update(str(file.relative_to(path.parent)).encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _module_path(name: str) -> Path:
+    module_name = name.partition(":")[0]
+    _find_in_working_folder()
+    try:
+        spec = importlib.util.find_spec(module_name)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or spec.origin is None:
+        raise refusal(
+            f"{name} cannot be found.", "no such module", "a module with a file of Python code"
+        )
+    return Path(spec.origin)
+
+
+def _with_neighbours(path: Path) -> set[Path]:
+    """Returns a module's file and those it imports from its folder, directly or through others."""
+    found, waiting = set[Path](), [path]
+    while waiting:
+        file = waiting.pop()
+        if file not in found:
+            found.add(file)
+            for name in _imported_names(file):
+                waiting += _files_of(path.parent, name)
+    return found
+
+
+def _files_of(folder: Path, name: str) -> list[Path]:
+    """Returns the files of a module or package in a folder. Empty: there is none."""
+    if (folder / f"{name}.py").is_file():
+        return [folder / f"{name}.py"]
+    return [*(folder / name).rglob("*.py")] if (folder / name / "__init__.py").is_file() else []
+
+
+def _imported_names(path: Path) -> Iterator[str]:
+    """Yields every part of every dotted name that a file imports: one may be a neighbour's."""
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or "", *(alias.name for alias in node.names)]
+        else:
+            continue
+        yield from (part for name in names for part in name.split(".") if part)
+
+
+def _find_in_working_folder() -> None:
+    """Lets Python import from the working folder, after all other places."""
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
