@@ -29,6 +29,7 @@ from tf_lbsgd.callbacks import (
 from tf_lbsgd.preparation import PreparedRun, agree_with_other_workers
 from tf_lbsgd.run import catalogue, user_code
 from tf_lbsgd.run.folder import RunFolder, reported_error, reported_noise_scale
+from tf_lbsgd.run.recipe import Recipe
 from tf_lbsgd.step.audit import AuditedModel, AuditLog
 from tf_lbsgd.step.trainer import DataParallelModel
 from tf_lbsgd.workers.stops import PreemptionNotice, RunStoppedError
@@ -184,44 +185,54 @@ def create_callbacks(
     notice: PreemptionNotice,
     watchdog: Watchdog,
 ) -> list[keras.callbacks.Callback]:
-    """Counting and deciding on every worker; showing, recording and saving on the chief alone."""
+    """Makes the callbacks of a worker, in the order in which they must be called.
+
+    Every worker counts and decides. The chief alone shows, records and saves.
+    """
+    options = prepared.options
+    return [
+        position,  # first: all others read it
+        Activity(watchdog, position),  # before whatever may take long
+        MetricsRestorer(restored.select("metrics/") if position.step_in_epoch else {}),
+        NonFinitePolicy(  # before anything of a bad step is recorded or saved
+            position,
+            options.non_finite,
+            max_skipped_steps=options.max_skipped_steps,
+            replicas_per_worker=distribution.replicas_per_worker(),
+        ),
+        *([WeightAveraging()] if prepared.plan.recipe.ema_momentum else []),
+        *(callbacks_of_chief(prepared, position, restored) if prepared.cluster.is_chief else []),
+        PreemptionStop(notice, position),  # last: ends the run when the step is saved
+    ]
+
+
+def callbacks_of_chief(
+    prepared: PreparedRun, position: TrainingPosition, restored: checkpoints.Checkpoint
+) -> list[keras.callbacks.Callback]:
+    """Makes the callbacks that show, record and save, in the order that they need."""
     recipe, run_folder, options = prepared.plan.recipe, prepared.run_folder, prepared.options
-    policy = NonFinitePolicy(
-        position,
-        options.non_finite,
-        max_skipped_steps=options.max_skipped_steps,
-        replicas_per_worker=distribution.replicas_per_worker(),
-    )
-    sums = restored.select("metrics/") if position.step_in_epoch else {}
-    activity = Activity(watchdog, position)
-    callbacks = [position, activity, MetricsRestorer(sums), policy]
-    if recipe.ema_momentum:
-        callbacks.append(WeightAveraging())
-    if prepared.cluster.is_chief:
-        num_workers = prepared.cluster.num_workers
-        stragglers = StragglerWatch(num_workers) if num_workers > 1 else None
-        so_far = restored.epoch_so_far
-        noise = GradientNoiseScale(position, so_far.get("gradient_noise"))
-        recorder = MetricsRecorder(run_folder, position, stragglers, so_far.get("timing"))
-        callbacks += [
-            *([stragglers] if stragglers else []),
-            noise,
-            recorder,
-            TensorBoardScalars(run_folder, position),
-            ProgressBar(position, recipe.epochs),
-            CheckpointWriter(
-                run_folder.checkpoints,
-                position,
-                every_steps=options.checkpoint_every_steps,
-                keep=options.keep_checkpoints,
-                recipe_digest=recipe.digest(),
-                epoch_so_far=lambda: {
-                    "timing": recorder.epoch_so_far(),
-                    "gradient_noise": noise.epoch_so_far(),
-                },
-            ),
-        ]
-    return [*callbacks, PreemptionStop(notice, position)]
+    num_workers, so_far = prepared.cluster.num_workers, restored.epoch_so_far
+    noise = GradientNoiseScale(position, so_far.get("gradient_noise"))
+    stragglers = StragglerWatch(num_workers) if num_workers > 1 else None
+    recorder = MetricsRecorder(run_folder, position, stragglers, so_far.get("timing"))
+    return [
+        *([stragglers] if stragglers else []),  # the recorder reads it
+        noise,  # adds to the logs that the recorder writes
+        recorder,
+        TensorBoardScalars(run_folder, position),  # reads what the recorder wrote
+        ProgressBar(position, recipe.epochs),
+        CheckpointWriter(  # saves what the recorder and the noise have summed up so far
+            run_folder.checkpoints,
+            position,
+            every_steps=options.checkpoint_every_steps,
+            keep=options.keep_checkpoints,
+            recipe_digest=recipe.digest(),
+            epoch_so_far=lambda: {
+                "timing": recorder.epoch_so_far(),
+                "gradient_noise": noise.epoch_so_far(),
+            },
+        ),
+    ]
 
 
 def finish_epoch(
