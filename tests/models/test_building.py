@@ -77,6 +77,12 @@ def test_unseeded_initializers_follow_the_seed_of_the_recipe(recipe_of):
     assert (kernel(0) != kernel(1)).any()
 
 
+def test_names_of_variables_do_not_depend_on_what_was_built_before(recipe_of):
+    recipe = recipe_of(functional)
+    first, second = (build_model(recipe, CLASSES, SHAPE) for _ in range(2))
+    assert [v.path for v in first.variables] == [v.path for v in second.variables]
+
+
 def test_the_precision_of_the_recipe_is_the_models(recipe_of):
     before = keras.config.dtype_policy().name
     model = build_model(recipe_of(functional, precision="bfloat16"), CLASSES, SHAPE)

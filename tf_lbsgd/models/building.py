@@ -42,6 +42,7 @@ def build_model(recipe: Recipe, num_classes: int, image_shape: Sequence[int]) ->
     """
     policy = _PRECISION_POLICIES[recipe.precision]
     keras.utils.set_random_seed(recipe.seed)
+    keras.backend.reset_uids()  # names of layers, hence of variables, do not depend on the past
     with _dtype_policy(policy):
         model = _builder(recipe)(
             num_classes=num_classes, image_shape=tuple(image_shape), seed=recipe.seed, dtype=policy

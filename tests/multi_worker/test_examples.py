@@ -1,0 +1,103 @@
+"""Models and data sets from outside the package: the examples, on one process and two workers."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import epoch_metrics, run, train
+
+ROOT = Path(__file__).parents[2]
+OWN_MODEL = "--model=examples.own_model:small_network"
+OWN_DATASET = "--dataset=examples.own_dataset:shoes"
+SMALL = (
+    *("--global_batch_size=64", "--micro_batch_size=16", "--reference_batch_size=64"),
+    *("--base_learning_rate=0.02", "--epochs=1", "--deterministic"),
+)
+# Sums of float32 in another order. Sixteen images' batch norms amplify them a little.
+TOLERANCE = 1e-4
+
+
+def newest_arrays(run_dir: Path) -> dict[str, np.ndarray]:
+    """Model and optimizer of the newest checkpoint, by name."""
+    with np.load(max((run_dir / "checkpoints").glob("step-*.npz"))) as arrays:
+        return {n: a for n, a in arrays.items() if n.startswith(("model/", "optimizer/"))}
+
+
+def assert_equal_weights(one: Path, other: Path) -> None:
+    a, b = newest_arrays(one), newest_arrays(other)
+    assert a.keys() == b.keys()
+    for name in a:
+        scale = max(1e-3, float(np.abs(a[name]).max()))
+        np.testing.assert_allclose(a[name], b[name], atol=TOLERANCE * scale, rtol=0, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def two_workers(tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("examples") / "two"
+    train(run_dir, 2, OWN_MODEL, OWN_DATASET, *SMALL, PYTHONPATH=str(ROOT))
+    return run_dir
+
+
+def test_one_process_and_two_workers_train_them_alike(two_workers, tmp_path):
+    train(tmp_path / "one", 1, OWN_MODEL, OWN_DATASET, *SMALL, PYTHONPATH=str(ROOT))
+    assert_equal_weights(two_workers, tmp_path / "one")
+    one, two = (epoch_metrics(folder)[0] for folder in (tmp_path / "one", two_workers))
+    assert one["validation_images"] == two["validation_images"] > 0
+    assert one["train_loss"] == pytest.approx(two["train_loss"], rel=TOLERANCE)
+
+
+def test_evaluate_and_export_name_the_code_first_and_report_runs_none(two_workers, tmp_path):
+    for binary, arguments in (("evaluate", ()), ("export", (f"--output={tmp_path / 'x.keras'}",))):
+        completed = run(binary, f"--run_dir={two_workers}", *arguments, PYTHONPATH=str(ROOT))
+        assert completed.returncode == 0, completed.stderr
+        said = completed.stdout.splitlines()[:2]
+        assert said == [
+            f"Runs code of yours: examples.own_model:small_network in {ROOT}/examples/own_model.py",
+            f"Runs code of yours: examples.own_dataset:shoes in {ROOT}/examples/own_dataset.py",
+        ]
+    record = tmp_path / "record"
+    record.mkdir()
+    recipe = json.loads((two_workers / "recipe.json").read_text())
+    nowhere = {**recipe, "model": "a_module_that_is_nowhere:tiny"}
+    (record / "recipe.json").write_text(json.dumps(nowhere))
+    (record / "metrics.jsonl").write_text((two_workers / "metrics.jsonl").read_text())
+    completed = run("report", f"--output={tmp_path / 'report'}", str(record))
+    assert completed.returncode == 0, completed.stderr
+
+
+def test_code_that_changes_in_mid_run_is_recorded_and_said(tmp_path):
+    module = tmp_path / "mine.py"
+    module.write_text((ROOT / "examples/own_model.py").read_text())
+    flags = ("--model=mine:small_network", "--dataset=synthetic:8x8x1x3x64", *SMALL)
+    train(tmp_path / "run", 1, *flags, PYTHONPATH=str(tmp_path))
+    (tmp_path / "run" / "result.json").unlink()  # as if it had been interrupted at its end
+    module.write_text(module.read_text() + "\n# another line\n")
+    arguments = ("--num_workers=1", "--", f"--run_dir={tmp_path / 'run'}", *flags)
+    completed = run("launch", *arguments, PYTHONPATH=str(tmp_path))
+    assert completed.returncode == 0, completed.stderr
+    assert "Warning: the code of mine:small_network has changed" in completed.stdout
+    history = json.loads((tmp_path / "run" / "user_code.json").read_text())
+    assert [entry["since_step"] for entry in history] == [0, 1]
+
+
+def test_a_user_function_that_cannot_be_loaded_is_refused_before_anything_starts(tmp_path):
+    flags = ("--dataset=synthetic:8x8x1x3x64", "--model=a_module_that_is_nowhere:tiny", *SMALL)
+    completed = run("launch", "--num_workers=2", "--", f"--run_dir={tmp_path / 'run'}", *flags)
+    assert completed.returncode == 2
+    assert "Error: a_module_that_is_nowhere:tiny cannot be imported." in completed.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.long
+def test_a_network_of_keras_applications_trains_alike_in_every_layout(tmp_path):
+    """ResNet50V2, with stock batch norm, unseeded initializers and no class of ours."""
+    flags = (
+        *("--model=examples.own_model:resnet50v2", "--dataset=synthetic:32x32x3x4x32"),
+        *("--global_batch_size=16", "--micro_batch_size=4", "--reference_batch_size=16"),
+        *("--base_learning_rate=0.001", "--epochs=1", "--deterministic"),
+    )
+    for num_workers in (1, 2, 4):
+        train(tmp_path / str(num_workers), num_workers, *flags, PYTHONPATH=str(ROOT))
+    assert_equal_weights(tmp_path / "1", tmp_path / "2")
+    assert_equal_weights(tmp_path / "1", tmp_path / "4")
