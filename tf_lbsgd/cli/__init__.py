@@ -1,1 +1,4 @@
-"""The binaries: absl flags in, one library call, a line that says where the results are."""
+"""The command-line binaries, one module each.
+
+Each binary parses absl flags, makes one library call, and prints where the results are.
+"""

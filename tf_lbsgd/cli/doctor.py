@@ -1,10 +1,13 @@
-"""Makes the checks of `train` and starts nothing; prints each, and what to do if it fails.
+"""Checks whether a run could start, without starting it.
 
     python -m tf_lbsgd.cli.doctor --flagfile=flags/quickstart.flags --run_dir=runs/quickstart
     python -m tf_lbsgd.cli.launch --num_workers=2 --binary=doctor -- --flagfile=... --run_dir=...
 
-Takes the flags of `train`, and exits with 0 if that would start, else with 2. On a cluster start it
-as you would start `train`: the workers meet, and part again.
+It takes the flags of `train` and makes the same checks. It prints the finding of each check, and
+what to do about one that fails. The exit status is 0 if `train` would start, and 2 otherwise.
+
+On a cluster, start it on every worker, as you would start `train`. The workers connect to each
+other, compare their settings, and exit.
 """
 
 import sys
@@ -14,7 +17,7 @@ from tf_lbsgd.workers import exits
 
 
 def main(_: list[str]) -> None:
-    """Prints the findings of a `Checkup`."""
+    """Prints each finding of a `Checkup`."""
     process.end_with_launcher()
     run_dir = flag_definitions.require_run_dir()
     are_ok = True

@@ -1,8 +1,9 @@
-"""Evaluates the newest checkpoint of a run on every validation image.
+"""Evaluates a checkpoint of a run on the validation images.
 
     python -m tf_lbsgd.cli.evaluate --run_dir=runs/quickstart
 
-`launch --binary=evaluate` shares the images among several workers on one machine.
+It uses the newest checkpoint, or the best one with --checkpoint=best, and every validation image.
+To divide the images among several workers on one machine, use `launch --binary=evaluate`.
 """
 
 from tf_lbsgd.cli import flag_definitions, process
@@ -12,7 +13,7 @@ from tf_lbsgd.workers.cluster import Cluster
 
 
 def main(_: list[str]) -> None:
-    """Calls `run_evaluation` and prints what it returns."""
+    """Calls `run_evaluation` and prints its result."""
     process.end_with_launcher()
     run_folder = RunFolder(flag_definitions.require_run_dir())
     recipe = run_folder.read_recipe()

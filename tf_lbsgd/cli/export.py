@@ -1,9 +1,11 @@
-"""Exports the newest checkpoint of a run as a model of stock Keras, for inference.
+"""Exports a checkpoint of a run as a Keras model.
 
     python -m tf_lbsgd.cli.export --run_dir=runs/a --format=keras --output=exports/a.keras
     python -m tf_lbsgd.cli.export --run_dir=runs/a --format=saved_model --output=exports/a
 
-Whoever opens it needs Keras or TensorFlow, and not this package.
+It uses the newest checkpoint, or the best one with --checkpoint=best. The exported model is for
+inference and has only stock Keras layers. To load it you need Keras or TensorFlow, but not this
+package.
 """
 
 from absl import flags
@@ -12,12 +14,22 @@ from tf_lbsgd.cli import flag_definitions, process
 from tf_lbsgd.run import catalogue, user_code
 from tf_lbsgd.run.folder import RunFolder
 
-_FORMAT = flags.DEFINE_enum("format", "keras", ["keras", "saved_model"], "What to write.")
-_OUTPUT = flags.DEFINE_string("output", None, "File (.keras) or folder (SavedModel) to make.")
+_FORMAT = flags.DEFINE_enum(
+    "format",
+    "keras",
+    ["keras", "saved_model"],
+    "Format to write: keras is a file that Keras loads, saved_model is a TensorFlow SavedModel.",
+)
+_OUTPUT = flags.DEFINE_string(
+    "output",
+    None,
+    "Path of the exported model: a file that ends in .keras, or a folder for a SavedModel. It must "
+    "not exist yet.",
+)
 
 
 def main(_: list[str]) -> None:
-    """Calls `export_run` and prints what was exported."""
+    """Calls `export_run` and prints what it exported."""
     run_folder = RunFolder(flag_definitions.require_run_dir())
     recipe = run_folder.read_recipe()
     user_code.announce(catalogue.user_functions(recipe.model, recipe.dataset))

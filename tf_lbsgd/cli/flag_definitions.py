@@ -1,7 +1,7 @@
-"""Makes the flags of every binary, and values of flags.
+"""Defines the flags of every binary and reads their values.
 
-Only this package touches absl flags: libraries take parameters. A flag of a recipe or of the run
-options is made of the field, which carries its help.
+Only `tf_lbsgd.cli` uses absl flags. The libraries take parameters. There is one flag for each field
+of `Recipe` and `RunOptions`. Its type, default and help come from the field.
 """
 
 import dataclasses
@@ -24,7 +24,10 @@ _TRAINING_OPTIONS = tuple(
 
 
 def define_flags_of(binary: str) -> None:
-    """Defines the flags of a binary that works in a run folder: train, doctor or evaluate."""
+    """Defines the flags of train, doctor or evaluate.
+
+    These are the binaries that work in a run folder.
+    """
     define_run_dir_flag()
     if binary in ("train", "doctor"):
         define_recipe_flags()
@@ -34,14 +37,17 @@ def define_flags_of(binary: str) -> None:
 
 
 def define_run_dir_flag() -> None:
-    """Defines where a run is kept."""
+    """Defines --run_dir, the folder of a run."""
     flags.DEFINE_string(
-        "run_dir", None, "Run folder: recipe, metrics, checkpoints and logs of a run."
+        "run_dir", None, "Run folder. It holds the recipe, metrics, checkpoints and logs of a run."
     )
 
 
 def define_judging_flags() -> None:
-    """Defines which weights of a run are judged, and where its data are."""
+    """Defines the flags of binaries that judge a run.
+
+    They say which checkpoint is used and where the data are.
+    """
     define_option_flags(_JUDGING_OPTIONS)
 
 
@@ -52,25 +58,45 @@ def define_recipe_flags() -> None:
 
 
 def define_option_flags(names: Collection[str]) -> None:
-    """Defines a flag for each of some fields of `RunOptions`."""
+    """Defines a flag for each named field of `RunOptions`."""
     for field in dataclasses.fields(RunOptions):
         if field.name in names:
             _define_flag(field)
 
 
 def define_launcher_flags() -> tuple[str, ...]:
-    """Defines the flags of `launch` itself, which come before `--`, and returns their names."""
+    """Defines the flags of `launch` itself and returns their names.
+
+    They come before `--` on the command line.
+    """
     flags.DEFINE_integer(
-        "num_workers", 2, "Worker processes; on the CPU if GPUs are fewer.", lower_bound=1
+        "num_workers",
+        2,
+        "Number of worker processes. They run on the CPU if there are fewer GPUs than workers.",
+        lower_bound=1,
     )
-    flags.DEFINE_enum("binary", "train", ["train", "evaluate", "doctor"], "What the workers run.")
-    flags.DEFINE_integer("max_restarts", 0, "In a row, without a newer checkpoint.", lower_bound=0)
-    flags.DEFINE_float("grace_secs", 30.0, "For workers to save after SIGTERM.", lower_bound=0)
+    flags.DEFINE_enum(
+        "binary", "train", ["train", "evaluate", "doctor"], "Binary that every worker runs."
+    )
+    flags.DEFINE_integer(
+        "max_restarts",
+        0,
+        "Number of restarts in a row, after failures, that may bring no newer checkpoint. 0: never "
+        "restart.",
+        lower_bound=0,
+    )
+    flags.DEFINE_float(
+        "grace_secs",
+        30.0,
+        "Seconds that the workers may take to save and exit after SIGTERM.",
+        lower_bound=0,
+    )
     flags.DEFINE_bool(
         "isolate_network",
         True,
-        "Give the workers a network of their own, which nobody else can reach. Nor can they reach "
-        "anything: set it to false for data that come over the network.",
+        "Run the workers in a network that only they can use. Other processes cannot reach them, "
+        "and they cannot reach other machines. Set it to false if the data are read over the "
+        "network.",
     )
     return "num_workers", "binary", "max_restarts", "grace_secs", "isolate_network"
 
@@ -79,7 +105,7 @@ def recipe_from_flags() -> Recipe:
     """Returns the recipe that the flags describe.
 
     Raises:
-        ValueError: A flag, or a combination of flags, cannot be honoured by any run.
+        ValueError: --dataset is missing, or no run can honour a flag or a combination of flags.
     """
     if FLAGS["dataset"].value is None:
         raise ValueError(
@@ -90,16 +116,21 @@ def recipe_from_flags() -> Recipe:
 
 
 def run_options_from_flags() -> RunOptions:
-    """Returns where and how fast to run, from the flags that this binary has.
+    """Returns the run options that the flags describe.
+
+    An option that this binary has no flag for has its default.
 
     Raises:
-        ValueError: A flag has a value that it cannot have.
+        ValueError: A flag has a value that is not allowed.
     """
     return RunOptions(**_values_of_flags(RunOptions))
 
 
 def flags_from_recipe(recipe: Recipe) -> list[str]:
-    """Returns the arguments that describe a recipe. `recipe_from_flags` is the inverse."""
+    """Returns the command-line arguments that describe a recipe.
+
+    `recipe_from_flags` is the inverse.
+    """
     values = {name: value for name, value in recipe.to_json().items() if value is not None}
     for name, value in values.items():
         if isinstance(value, list):
@@ -108,10 +139,10 @@ def flags_from_recipe(recipe: Recipe) -> list[str]:
 
 
 def require_run_dir() -> str:
-    """Returns --run_dir.
+    """Returns the value of --run_dir.
 
     Raises:
-        ValueError: It was not given.
+        ValueError: --run_dir was not given.
     """
     if not FLAGS.run_dir:
         raise ValueError(
@@ -142,7 +173,10 @@ def _define_flag(field: dataclasses.Field) -> None:
 
 
 def _values_of_flags(settings: type) -> Mapping[str, Any]:
-    """Returns the values of those fields that this binary has flags for."""
+    """Returns the values of some fields, by name.
+
+    They are the fields of `settings` that this binary has flags for.
+    """
     values = {}
     for field in dataclasses.fields(settings):
         if field.name in FLAGS:

@@ -1,10 +1,14 @@
-"""Runs N workers on this machine; everything is checked before the first one starts.
+"""Runs several workers on this machine.
 
     python -m tf_lbsgd.cli.launch --num_workers=2 -- --flagfile=flags/quickstart.flags \
         --run_dir=runs/quickstart
 
-What follows `--` are flags of the workers: `python -m tf_lbsgd.cli.train --help` lists them.
-SIGTERM is passed on to the workers, which save and end; the same command then continues the run.
+The flags before `--` are those of the launcher. The flags after it go to every worker, and
+`python -m tf_lbsgd.cli.train --help` lists them. All of them are checked before the first worker
+starts.
+
+To stop a run, send SIGTERM to the launcher. It passes the signal on to the workers, which save a
+checkpoint and exit. The same command then continues the run.
 """
 
 import signal
@@ -21,12 +25,15 @@ _OWN_FLAGS = flag_definitions.define_launcher_flags()
 
 
 def main(argv: list[str]) -> None:
-    """Checks the workers' flags as they will, then starts them and waits."""
+    """Checks the workers' flags, then runs the workers.
+
+    The checks are those that a worker makes.
+    """
     own = {name: flags.FLAGS[name].value for name in _OWN_FLAGS}
-    flags.FLAGS.remove_flag_values(_OWN_FLAGS)  # no worker knows them
+    flags.FLAGS.remove_flag_values(_OWN_FLAGS)  # the workers do not have them
     binary, num_workers = own["binary"], own["num_workers"]
     flag_definitions.define_flags_of(binary)
-    process.parse_flags(argv)  # what follows `--`
+    process.parse_flags(argv)  # the flags after `--`
     run_folder = RunFolder(flag_definitions.require_run_dir())
     options = flag_definitions.run_options_from_flags()
     if binary == "train":
@@ -55,13 +62,17 @@ def main(argv: list[str]) -> None:
 def supervise(
     workers: launcher.LocalWorkers, run_folder: RunFolder, max_restarts: int, grace_secs: float
 ) -> None:
-    """Runs the workers; exits with the status of the first that failed, if any."""
+    """Runs the workers and restarts them when they fail.
+
+    If they still fail after the last restart, the process exits with the status of the first
+    worker that failed. It exits with `PREEMPTED` if SIGTERM came too early or too late to save.
+    """
     notice = PreemptionNotice()
 
     def receive(*_: object) -> None:
         notice.received = True
 
-    signal.signal(signal.SIGTERM, receive)  # workers are not to inherit it, as a blocked one
+    signal.signal(signal.SIGTERM, receive)  # if it were blocked, the workers would inherit that
     try:
         supervision.supervise(
             workers,
@@ -72,15 +83,15 @@ def supervise(
             grace_secs=grace_secs,
         )
     except launcher.WorkerFailedError as failure:
-        # Too late to save, or too early to have anything to save: no failure of the run either.
+        # SIGTERM came too late to save, or too early to have anything to save: the run did not fail.
         if notice.received and failure.status in (None, -signal.SIGTERM):
             sys.exit(exits.PREEMPTED)
         sys.exit(max(failure.status or 0, exits.FAILED))  # a signal's status is negative
 
 
 def run() -> None:
-    """Entry point of `lbsgd-launch`: the workers' flags follow `--`."""
-    process.run_binary(main, takes_arguments=True)
+    """Entry point of `lbsgd-launch`."""
+    process.run_binary(main, takes_arguments=True)  # what follows `--`
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
-"""Prints what a recipe would do, and starts nothing.
+"""Prints what a recipe would do, without starting it.
 
     python -m tf_lbsgd.cli.plan --flagfile=flags/quickstart.flags --num_replicas=2 [--json]
     python -m tf_lbsgd.cli.plan --flagfile=flags/resnet50_imagenet_8k.flags \
         --dataset=folder:/data/imagenet --num_replicas=256 --num_train_examples=1281167
+
+It prints the batch arithmetic, the number of steps and the learning rates. It opens the data only
+to count the training images, and not at all with --num_train_examples.
 """
 
 import json
@@ -12,15 +15,19 @@ from absl import flags
 from tf_lbsgd.cli import flag_definitions, process
 from tf_lbsgd.run.plan import Plan
 
-_JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead of a table.")
-_NUM_REPLICAS = flags.DEFINE_integer("num_replicas", 1, "Devices that share a step.")
+_JSON = flags.DEFINE_bool("json", False, "Print the plan as one JSON object instead of a table.")
+_NUM_REPLICAS = flags.DEFINE_integer(
+    "num_replicas", 1, "Number of replicas (devices) that share the work of a step."
+)
 _NUM_TRAIN_EXAMPLES = flags.DEFINE_integer(
-    "num_train_examples", None, "Training images, where the data are not on this machine."
+    "num_train_examples",
+    None,
+    "Number of training images. Give it if the data are not on this machine. Unset: count them.",
 )
 
 
 def main(_: list[str]) -> None:
-    """Prints the plan of the flags' recipe."""
+    """Prints the plan of the recipe in the flags."""
     recipe = flag_definitions.recipe_from_flags()
     num_train_examples = _NUM_TRAIN_EXAMPLES.value
     if num_train_examples is None:

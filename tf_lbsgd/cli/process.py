@@ -1,6 +1,7 @@
-"""What every binary does around its one library call: where output goes, how it ends.
+"""Runs the process of every binary around its library call.
 
-Imported before TensorFlow, so that TensorFlow's start-up chatter goes to the log.
+It parses the flags, sends the output to the terminal or to the log, and sets the exit status. It is
+imported before TensorFlow, so that TensorFlow's start-up messages can go to the log.
 """
 
 import contextlib
@@ -32,10 +33,15 @@ _PR_SET_PDEATHSIG = 1
 
 
 def run_binary(main: Callable[[list[str]], None], *, takes_arguments: bool = False) -> None:
-    """Runs `main` after absl has parsed the flags; never returns.
+    """Parses the flags, runs `main` and exits.
 
-    A ValueError is bad input: its message goes to the terminal and the exit status is
-    `MISCONFIGURED`. Any other exception is a failure with its traceback in the log.
+    It never returns. A ValueError means bad input: its message goes to the terminal, and the exit
+    status is `MISCONFIGURED`. After a PreemptedError the status is `PREEMPTED`. Any other exception
+    is a failure: its traceback goes to the log, and the status is `FAILED`.
+
+    Args:
+        main: Is called with the program's name and the arguments that are not flags.
+        takes_arguments: Whether the binary takes arguments that are not flags.
     """
 
     def parse(argv: list[str]) -> list[str]:
@@ -67,10 +73,13 @@ def run_binary(main: Callable[[list[str]], None], *, takes_arguments: bool = Fal
 
 
 def parse_flags(argv: list[str], *, takes_arguments: bool = False) -> list[str]:
-    """Parses flags as absl does, and returns the program's name and the other arguments.
+    """Parses the flags and returns the remaining arguments.
+
+    The first item that it returns is the program's name, as with absl.
 
     Raises:
-        ValueError: a flag is unknown or has an impossible value, or an argument is no flag.
+        ValueError: A flag is unknown or has an impossible value. Or an argument is not a flag, and
+            `takes_arguments` is False.
     """
     try:
         remaining = flags.FLAGS(argv)
@@ -87,9 +96,10 @@ def parse_flags(argv: list[str], *, takes_arguments: bool = False) -> list[str]:
 
 @contextlib.contextmanager
 def hold_standard_error() -> Iterator[BinaryIO]:
-    """Keeps the chatter of a starting TensorFlow off the terminal; yields the file that has it.
+    """Redirects standard error to a temporary file, which it yields.
 
-    Nothing lasting is written: until the input is checked there should be no log.
+    This keeps TensorFlow's start-up messages off the terminal. The file is temporary because there
+    should be no log until the input is checked.
     """
     sys.stderr.flush()
     saved = os.dup(sys.stderr.fileno())
@@ -104,7 +114,12 @@ def hold_standard_error() -> Iterator[BinaryIO]:
 
 
 def send_standard_error_to(log: Path, held: BinaryIO | None = None) -> None:
-    """Appends what was held, and from now on this process' standard error, to a log file."""
+    """Appends standard error to a log file from now on.
+
+    Args:
+        log: The log file. Its folder is made if need be.
+        held: The file that `hold_standard_error` yielded. Its content is appended first.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as file:
         if held is not None:
@@ -116,28 +131,37 @@ def send_standard_error_to(log: Path, held: BinaryIO | None = None) -> None:
 
 
 def end_with_launcher() -> None:
-    """Has the kernel kill this process when the launcher that started it is gone."""
+    """Makes this process end when its launcher ends.
+
+    The kernel then kills it. A process that no launcher started is left as it is.
+    """
     launcher = os.environ.get(_LAUNCHER_PID)
     if launcher is None:
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(launcher):  # it was gone before we asked
+    if os.getppid() != int(launcher):  # the launcher ended before the call above
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def launcher_environment() -> dict[str, str]:
-    """Returns what a launcher adds to the environment of its workers."""
+    """Returns the environment variables that a launcher gives its workers."""
     return {_LAUNCHER_PID: str(os.getpid())}
 
 
 def _has_log(terminal: TextIO) -> bool:
-    """Whether standard error goes to a log, so that a traceback there is not in the user's way."""
+    """Returns whether standard error goes to a log.
+
+    A traceback there does not clutter the terminal.
+    """
     is_redirected = not os.path.sameopenfile(terminal.fileno(), sys.stderr.fileno())
     return is_redirected or _LAUNCHER_PID in os.environ
 
 
 def _list_flags_in_help() -> None:
-    """Has --help list this package's flags whichever module defined them, and not absl's own."""
+    """Makes --help list the flags that this package defines.
+
+    It lists them whichever module defined them, and leaves out absl's flags.
+    """
     for module, its_flags in flags.FLAGS.flags_by_module_dict().items():
         if module.startswith(__package__):
             for flag in its_flags:

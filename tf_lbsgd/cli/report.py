@@ -1,9 +1,10 @@
-"""Makes one self-contained HTML page, and PNGs, from one or several runs.
+"""Makes an HTML page of one or several runs.
 
     python -m tf_lbsgd.cli.report --output=report runs/a runs/b
 
-Runs whose recipes differ in the seed alone are shown as one, with their deviation. A run may still
-be under way.
+The page is self-contained. The plots are also written as PNG files, and a table is printed. Runs
+whose recipes differ only in the seed are shown together, as a mean and a standard deviation. A run
+does not have to be complete.
 """
 
 from pathlib import Path
@@ -12,12 +13,14 @@ from absl import flags
 
 from tf_lbsgd.cli import process
 
-_OUTPUT = flags.DEFINE_string("output", "report", "Folder to write index.html and PNGs into.")
-_TITLE = flags.DEFINE_string("title", "Runs", "Heading of the page.")
+_OUTPUT = flags.DEFINE_string(
+    "output", "report", "Folder to write index.html and the PNG files into."
+)
+_TITLE = flags.DEFINE_string("title", "Runs", "Title of the page.")
 
 
 def main(argv: list[str]) -> None:
-    """Reads the run folders named as arguments and writes the page."""
+    """Reads the run folders in the arguments, writes the page."""
     paths = argv[1:]
     if not paths:
         raise ValueError(
@@ -36,8 +39,8 @@ def main(argv: list[str]) -> None:
 
 
 def run() -> None:
-    """Entry point of `lbsgd-report`: run folders are arguments."""
-    process.run_binary(main, takes_arguments=True)
+    """Entry point of `lbsgd-report`."""
+    process.run_binary(main, takes_arguments=True)  # run folders
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
-"""Trains a recipe: this process is one worker, or the only one.
+"""Trains a model as a recipe says.
 
     python -m tf_lbsgd.cli.train --flagfile=flags/quickstart.flags --run_dir=runs/quickstart
 
-With TF_CONFIG (or under SLURM) it is one worker of a cluster; start the same command on every
-worker. `python -m tf_lbsgd.cli.launch` does so for several workers on one machine.
+The flags describe the recipe. By default this process is the only worker. With TF_CONFIG, or under
+SLURM, it is one worker of a cluster: start the same command on every worker. For several workers on
+one machine, use `python -m tf_lbsgd.cli.launch`.
+
+The same command continues a run that was interrupted.
 """
 
 from tf_lbsgd.cli import flag_definitions, process
@@ -14,7 +17,10 @@ from tf_lbsgd.workers.stops import PreemptionNotice
 
 
 def main(_: list[str]) -> None:
-    """Builds recipe and cluster, and calls `prepare_run` and `run_training`."""
+    """Prepares the run, trains, and prints the results.
+
+    It builds the recipe and the cluster, and calls `prepare_run` and `run_training`.
+    """
     process.end_with_launcher()
     notice = PreemptionNotice()
     notice.listen()

@@ -1,1 +1,4 @@
-"""What a run is: its recipe, plan, options and folder. Needs no TensorFlow."""
+"""Describes a run: its recipe, plan, options and folder.
+
+Nothing in this package imports TensorFlow.
+"""

@@ -1,9 +1,12 @@
-"""What a recipe can name: models, data sets, optimizers, decays, augmentations.
+"""Lists everything that a recipe can name.
 
-To add one, write its file and add its line here. Flags, help, the rules of a recipe, error
-messages and README's tables follow from these tables. A builder is written
-"package.module:function", so that nothing here needs TensorFlow. `--model` and `--dataset` also
-take such a name from outside this package (see `user_code`).
+There is a table each for models, data sets, optimizers, decays and augmentations. To add one, write
+its file and add a line to its table. The flags, their help, the rules of a recipe, error messages
+and README's tables are made from these tables.
+
+A builder is written "package.module:function", so that this module does not import TensorFlow.
+`--model` and `--dataset` also take such a name of a function outside this package (see
+`user_code`).
 """
 
 import dataclasses
@@ -18,11 +21,11 @@ from tf_lbsgd.run.fields import Rule
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A thing that has a name.
+    """One line of a table: a builder and its description.
 
     Attributes:
-        builder: Where the function or class is, "package.module:function".
-        description: What it is, for help and README.
+        builder: Name of the function or class, "package.module:function".
+        description: What it builds, in words, for help and README.
     """
 
     builder: str
@@ -36,11 +39,12 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class DataSet(Entry):
-    """A data set, or a kind of data set that is named by a scheme.
+    """A data set, or a scheme that names many.
 
     Attributes:
-        form: How --dataset is written: a name, or "scheme:PLACEHOLDER".
-        order: "exact", or what is approximate about the order of its samples.
+        form: What to give as --dataset: a name, or "scheme:PLACEHOLDER".
+        order: "exact" if the samples are shuffled exactly. Otherwise it says what is approximate
+            about their order.
     """
 
     form: str
@@ -49,10 +53,13 @@ class DataSet(Entry):
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer(Entry):
-    """An update rule. All take learning_rate, momentum, weight_decay and ema_momentum.
+    """An update rule.
+
+    Every builder takes learning_rate, momentum, weight_decay and ema_momentum.
 
     Attributes:
-        arguments: Field of the recipe by argument, for arguments that only this one has.
+        arguments: Arguments that only this builder takes, each with the recipe's field that gives
+            its value.
     """
 
     arguments: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -63,8 +70,8 @@ class Decay(Entry):
     """A way in which the rate falls after the warmup.
 
     Attributes:
-        shape: s(x) of a smooth decay: the rate, from 0 at the end to 1 at the peak, by the
-            fraction x of steps that are left.
+        shape: s(x) of a smooth decay, where x is the fraction of steps that are left. It is 1 at
+            the peak rate (x = 1) and 0 at the end (x = 0).
     """
 
     shape: Callable[[float], float] = lambda left: 1.0
@@ -122,24 +129,35 @@ DECAYS: Mapping[str, Decay] = {
     ),
 }
 
-# Of a function outside this package. A scheme of DATASETS is found first.
+# The name of a function outside this package. Schemes of DATASETS look like one and come first.
 _USER_FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 USER_FORM = "package.module:function"
 
 
 def is_user_function(name: str) -> bool:
-    """Returns whether a model's or data set's name is that of a function of the user's."""
+    """Returns whether a name is that of a user's function.
+
+    Args:
+        name: Name of a model or data set, as in a recipe.
+    """
     scheme, _, _ = name.partition(":")
     return scheme not in DATASETS and _USER_FUNCTION.fullmatch(name) is not None
 
 
 def user_functions(*names: str) -> list[str]:
-    """Returns those of some names of models and data sets that are functions of the user's."""
+    """Returns the names that are those of a user's functions.
+
+    Args:
+        *names: Names of models and data sets, as in a recipe.
+    """
     return [name for name in names if is_user_function(name)]
 
 
 def dataset_entry(name: str) -> DataSet | None:
-    """Returns the entry of a data set's name or scheme. None: it is not in the table."""
+    """Returns the entry of a data set.
+
+    It returns None if neither the name nor its scheme is in the table.
+    """
     key, separator, location = name.partition(":")
     entry = DATASETS.get(key)
     has_scheme = entry is not None and ":" in entry.form
@@ -148,7 +166,7 @@ def dataset_entry(name: str) -> DataSet | None:
 
 
 def describe(table: Mapping[str, Entry]) -> str:
-    """Returns names and descriptions of a table, for help."""
+    """Returns a table's names and descriptions, for help."""
     return ", ".join(f"{name} ({entry.description})" for name, entry in table.items())
 
 

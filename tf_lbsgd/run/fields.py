@@ -1,8 +1,11 @@
-"""Fields that carry their rule and their help, and the error for a value that breaks the rule.
+"""Declares and checks the fields of settings.
 
-A frozen dataclass declares each field with `setting` and calls `check_fields` in `__post_init__`.
-The command line makes a flag of every field (`cli.flag_definitions`), so that a field is described
-once.
+Each field has a rule, which says what values it accepts, and a help text. A frozen dataclass
+declares its fields with `setting` and calls `check_fields` in `__post_init__`. A value that breaks
+its rule raises the error of `refusal`.
+
+The command line has a flag for every field (see `cli.flag_definitions`). So a field is described in
+one place.
 """
 
 import dataclasses
@@ -18,8 +21,8 @@ class Rule:
     """What a field accepts.
 
     Attributes:
-        accepts: Whether a value is allowed.
-        expected: What is allowed, in words.
+        accepts: Returns whether a value is allowed.
+        expected: What is allowed, in words, for the error message.
         kind: Type of the value, or of the items of a sequence.
         is_sequence: Whether the value is a tuple or list of items.
         choices: All values that are allowed. Empty if they cannot be listed.
@@ -44,11 +47,15 @@ def setting(
 
     Args:
         rule: What the field accepts.
-        help_text: What it means. It is the help of its flag.
-        default: Its value if not given. Without a default the field must be given.
+        help_text: What the field means. It is also the help of the field's flag.
+        default: Value of a field that is not given. Without a default the field is required.
         is_optional: Whether None is accepted too.
-        **added: `as_before=VALUE` for a field that was added after runs had been made. These
-            runs had this value. A recipe with this value keeps the digest it had without the field.
+        **added: `as_before=VALUE`, for a field that was added after runs had been made. VALUE is
+            the value that those runs had in effect. A recipe with this value keeps the digest that
+            it had without the field.
+
+    Raises:
+        TypeError: `added` has another key than as_before.
     """
     if unknown := added.keys() - {_NOT_SINCE_THE_BEGINNING}:
         raise TypeError(f"Received: {sorted(unknown)}. Expected: as_before or nothing.")
@@ -57,12 +64,21 @@ def setting(
 
 
 def rule_of(field: dataclasses.Field) -> Rule:
-    """Returns the rule of a field that was declared with `setting`."""
+    """Returns the rule of a field.
+
+    The field was declared with `setting`.
+    """
     return field.metadata["rule"]
 
 
 def values_of_older_files(settings: type) -> dict[str, Any]:
-    """Returns what a file means that was written before some fields were added, by field."""
+    """Returns the values of fields that older files lack.
+
+    These fields were added later. The value is the one that runs had in effect before.
+
+    Args:
+        settings: A dataclass whose fields were declared with `setting`.
+    """
     return {
         field.name: field.metadata[_NOT_SINCE_THE_BEGINNING]
         for field in dataclasses.fields(settings)
@@ -71,13 +87,14 @@ def values_of_older_files(settings: type) -> dict[str, Any]:
 
 
 def check_fields(settings: Any) -> None:
-    """Checks every field by its rule, and makes equal numbers equal in type.
+    """Checks every field by its rule and unifies types.
 
-    An integer in a field of real numbers becomes a float, and a list becomes a tuple, so that
-    1 and 1.0, or [30] and (30.0,), are the same value.
+    An integer in a field of real numbers becomes a float, and a list becomes a tuple. So 1 and 1.0,
+    or [30] and (30.0,), are the same value.
 
     Raises:
-        ValueError: Names the field, and says what was received and what was expected.
+        ValueError: A field breaks its rule. The message names the field and says what was received
+            and what was expected.
     """
     for field in dataclasses.fields(settings):
         value, rule = getattr(settings, field.name), rule_of(field)
@@ -95,14 +112,14 @@ def check_fields(settings: Any) -> None:
 
 
 def integer(lowest: int) -> Rule:
-    """Accepts integers from a lowest one on."""
+    """Accepts integers that are at least `lowest`."""
     return Rule(
         lambda value: is_integer(value) and value >= lowest, f"an integer >= {lowest}", kind=int
     )
 
 
 def integer_below(limit: int, in_words: str) -> Rule:
-    """Accepts integers from 0 to below a limit."""
+    """Accepts integers in [0, limit)."""
     return Rule(
         lambda value: is_integer(value) and 0 <= value < limit,
         f"an integer in [0, {in_words})",
@@ -111,7 +128,7 @@ def integer_below(limit: int, in_words: str) -> Rule:
 
 
 def number(lowest: float) -> Rule:
-    """Accepts finite numbers from a lowest one on."""
+    """Accepts finite numbers that are at least `lowest`."""
     expected = f"a finite number >= {lowest:g}"
     return Rule(lambda value: is_number(value) and value >= lowest, expected, kind=float)
 
@@ -122,7 +139,7 @@ def positive_number() -> Rule:
 
 
 def fraction() -> Rule:
-    """Accepts numbers from 0 to below 1."""
+    """Accepts numbers in [0, 1)."""
     return Rule(lambda value: is_number(value) and 0 <= value < 1, "a number in [0, 1)", kind=float)
 
 
@@ -147,7 +164,7 @@ def text() -> Rule:
 
 
 def one_of(choices: Iterable[str]) -> Rule:
-    """Accepts some strings."""
+    """Accepts any of the given strings."""
     choices = tuple(choices)
     return Rule(
         lambda value: isinstance(value, str) and value in choices,
@@ -158,22 +175,35 @@ def one_of(choices: Iterable[str]) -> Rule:
 
 
 def is_integer(value: object) -> bool:
-    """Returns whether a value is an int, and not a bool."""
+    """Returns whether a value is an int but no bool."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_number(value: object) -> bool:
-    """Returns whether a value is a finite int or float."""
+    """Returns whether a value is a finite int or float.
+
+    A bool is not.
+    """
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def refusal(advice: str, received: str, expected: str) -> ValueError:
-    """Returns the error that says what to do, what was received and what was expected."""
+    """Returns the error for a value that is refused.
+
+    Args:
+        advice: What the user should do.
+        received: What was received.
+        expected: What was expected.
+    """
     return ValueError(f"{advice} Received: {received}. Expected: {expected}.")
 
 
 def require(condition: bool, name: str, received: object, expected: str) -> None:
-    """Raises a refusal of an argument unless a condition holds."""
+    """Refuses an argument unless a condition holds.
+
+    Raises:
+        ValueError: The condition does not hold. The message is that of `refusal`.
+    """
     if not condition:
         raise refusal(f"Correct `{name}`.", f"{name}={received}", expected)
 

@@ -1,4 +1,7 @@
-"""Files that are replaced whole, and the names of the files of a step."""
+"""Replaces files atomically and names the files of a step.
+
+A reader sees the old content or the new content, and never a part of it.
+"""
 
 import os
 import uuid
@@ -8,10 +11,11 @@ _STEP_PREFIX = "step-"
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all, so that no reader and no crash sees half of it.
+    """Writes a file whole or not at all.
 
-    The content is on the disk before the name is, and the name before this returns. Two writers
-    of one path do not disturb each other: the last one to finish is the one that is read.
+    No reader sees half of the file, and no crash leaves half of it. The content is on the disk
+    before the file gets its name, and the name is on the disk before this returns. Two processes
+    may write the same path at once: readers then see the content of the one that finished last.
 
     Args:
         path: The file, in a folder that exists.
@@ -34,17 +38,23 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def step_file(folder: Path, step: int, suffix: str) -> Path:
-    """Returns the path of a file of a step, such as `step-000000016.json`."""
+    """Returns the path of a file of a step.
+
+    An example is `step-000000016.json`.
+    """
     return folder / f"{_STEP_PREFIX}{step:09d}{suffix}"
 
 
 def step_of(path: Path) -> int:
-    """Returns the step that `step_file` put into a path."""
+    """Returns the step in a path made by `step_file`."""
     return int(path.stem.removeprefix(_STEP_PREFIX))
 
 
 def step_files(folder: Path, suffix: str) -> list[Path]:
-    """Returns the files of all steps in a folder, oldest step first."""
+    """Returns the files of all steps in a folder.
+
+    The lowest step comes first.
+    """
     return sorted(folder.glob(f"{_STEP_PREFIX}*{suffix}"), key=step_of)
 
 

@@ -1,16 +1,18 @@
-"""The run folder: what a run was asked to do, what it did, and what came out.
+"""Reads and writes the files of a run folder.
 
     recipe.json      the recipe, written before step 1
-    metrics.jsonl    one object an epoch
-    result.json      the outcome, written last: its presence means the run is complete
+    metrics.jsonl    one JSON object for each epoch
+    result.json      the outcome, written last (if it exists, the run is complete)
     checkpoints/     see `tf_lbsgd.checkpoints`
-    tensorboard/     scalars, from the chief
-    logs/            worker-I.log, standard error of worker I; supervisor.log, restarts;
-                     replaced-worker-I.jsonl, images that worker I replaced
-    user_code.json   digests of the user's functions that the recipe names, and since which step
-    audit/           worker-I.jsonl, the samples of each step, with --audit_data
+    tensorboard/     scalars, written by the chief
+    logs/            worker-I.log: standard error of worker I
+                     supervisor.log: failures and restarts
+                     replaced-worker-I.jsonl: images that worker I replaced
+    user_code.json   digests of the user's functions that the recipe names, each with the step from
+                     which on it holds
+    audit/           worker-I.jsonl: the samples of each step, with --audit_data
 
-Files are replaced whole, so that a reader never sees half of one.
+Files are replaced atomically, so that a reader never sees half of one.
 """
 
 import json
@@ -26,10 +28,12 @@ _REPORTED_EPOCHS = 5
 
 
 class RunFolder:
-    """Paths and files of one run; all workers may read, only the chief writes.
+    """The paths and files of one run.
+
+    All workers may read the files. Only the chief writes them.
 
     Args:
-        path: The folder; created by `claim`.
+        path: The folder. `claim` creates it.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -44,10 +48,11 @@ class RunFolder:
         self._result = self.path / "result.json"
 
     def check(self, recipe: Recipe) -> None:
-        """Refuses a folder that belongs to another recipe, or that cannot be written.
+        """Checks that the folder suits a recipe.
 
         Raises:
-            ValueError: names the fields that differ, or the file or folder in the way.
+            ValueError: The folder belongs to another recipe, or cannot be written. The message
+                names the fields that differ, or the file or folder that is in the way.
         """
         self.check_writable()
         if not self._recipe.exists():
@@ -61,10 +66,10 @@ class RunFolder:
             )
 
     def check_writable(self) -> None:
-        """Refuses a folder where this user cannot write, or make it.
+        """Checks that this user can write or make the folder.
 
         Raises:
-            ValueError: names the file or folder in the way.
+            ValueError: The user cannot. The message names the file or folder that is in the way.
         """
         for folder in (self.logs, self.checkpoints):
             existing = next(p for p in (folder, *folder.absolute().parents) if os.path.exists(p))
@@ -81,20 +86,24 @@ class RunFolder:
                 )
 
     def claim(self, recipe: Recipe) -> None:
-        """Makes the folder and writes `recipe.json`, once."""
+        """Makes the folder and writes `recipe.json`.
+
+        A `recipe.json` that exists is left as it is.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         if not self._recipe.exists():
             _write_json(self._recipe, recipe.to_json())
 
     def record_user_code(self, digests: dict[str, str], step: int) -> list[str]:
-        """Keeps the digests of the user's code that the run goes on with.
+        """Records the digests of the user's code.
 
         Args:
-            digests: SHA-256 by the name of a function, as of `user_code.digests_of`.
-            step: Steps that the run has done so far.
+            digests: SHA-256 of the code behind each function, by the function's name, as
+                `user_code.digests_of` returns it. The run continues with this code.
+            step: Number of steps that the run has done so far.
 
         Returns:
-            The functions whose code has changed since the run, or its last change, began.
+            Names of the functions whose code has changed since it was last recorded.
         """
         if not digests:
             return []
@@ -109,7 +118,7 @@ class RunFolder:
         """Returns the recipe of the run.
 
         Raises:
-            ValueError: there is no run in this folder.
+            ValueError: There is no run in this folder.
         """
         if not self._recipe.exists():
             raise ValueError(
@@ -124,32 +133,45 @@ class RunFolder:
 
     @property
     def supervisor_log(self) -> Path:
-        """Path of the log of failures and restarts, written by `launch`."""
+        """Path of the log of failures and restarts.
+
+        `launch` writes it.
+        """
         return self.logs / "supervisor.log"
 
     def newest_checkpoint_step(self) -> int:
-        """Returns the step of the newest checkpoint that was written to its end; 0: none."""
+        """Returns the step of the newest complete checkpoint.
+
+        It returns 0 if there is none.
+        """
         return max((int(p.stem[-9:]) for p in self.checkpoints.glob("step-*.json")), default=0)
 
     def replacements_log(self, task_index: int) -> Path:
-        """Returns the path of the images that a worker replaced, one JSON object each."""
+        """Returns the path of a worker's list of replaced images.
+
+        The file has one JSON object for each image.
+        """
         return self.logs / f"replaced-worker-{task_index}.jsonl"
 
     def count_replaced_images(self, epoch: int | None = None) -> int:
-        """Returns how many images all workers replaced, in an epoch (from 1) or in the run."""
+        """Returns how many different images all workers replaced.
+
+        Args:
+            epoch: Epoch to count in, from 1. None: the whole run.
+        """
         replaced = set()
         for path in self.logs.glob("replaced-worker-*.jsonl"):
-            # A line without its end is being written.
+            # A line without a newline is still being written.
             lines = (t for t in path.read_text().splitlines(keepends=True) if t.endswith("\n"))
             replaced |= {r["id"] for r in map(json.loads, lines) if epoch in (None, r["epoch"])}
         return len(replaced)
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Returns one object for each epoch recorded so far, in order."""
+        """Returns one object for each recorded epoch, in order."""
         if not self._metrics.exists():
             return []
         lines = self._metrics.read_text().splitlines(keepends=True)
-        # A line without its end was being written when the machine went down.
+        # A line without a newline was being written when the machine went down.
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def append_metrics(self, epoch_metrics: dict[str, Any]) -> None:
@@ -158,44 +180,56 @@ class RunFolder:
             file.write(json.dumps(epoch_metrics) + "\n")
 
     def keep_metrics_before(self, epoch: int) -> None:
-        """Drops epochs that are about to be run again after a resume."""
+        """Drops the epochs that are to be run again.
+
+        A run that is resumed calls it.
+
+        Args:
+            epoch: Number of the last epoch to keep, from 1.
+        """
         kept = [m for m in self.read_metrics() if m["epoch"] <= epoch]
         _write_text(self._metrics, "".join(json.dumps(m) + "\n" for m in kept))
 
     def read_result(self) -> dict[str, Any] | None:
-        """Returns the outcome, or None while the run is not complete."""
+        """Returns the outcome of the run.
+
+        It returns None while the run is not complete.
+        """
         return json.loads(self._result.read_text()) if self._result.exists() else None
 
     def write_result(self, result: dict[str, Any]) -> None:
-        """Writes `result.json`: the run is complete."""
+        """Writes `result.json`, which marks the run as complete."""
         _write_json(self._result, result)
 
 
 def reported_error(metrics: list[dict[str, Any]]) -> float:
-    """Returns what the paper reports of a run: the median of the last five epochs (section 5.1).
+    """Returns the validation error that the paper reports.
+
+    It is the median of the last five epochs (section 5.1).
 
     Args:
-        metrics: One object an epoch, at least one.
+        metrics: One object for each epoch, at least one.
 
     Returns:
-        Validation top-1 error, percent.
+        Validation top-1 error, in percent.
     """
     return statistics.median(m["validation_top_1_error"] for m in metrics[-_REPORTED_EPOCHS:])
 
 
 def reported_noise_scale(metrics: list[dict[str, Any]]) -> float | None:
-    """Returns the gradient noise scale of a run, samples: the median of its high-rate epochs.
+    """Returns the gradient noise scale of a run.
 
-    Those are the ones that end at half the highest rate or more. They bound a minibatch that does
-    not grow: after a decay of the rate the scale is ten times larger (docs/reproduction.md).
+    It is the median over the high-rate epochs, which end at half of the highest rate or more. These
+    epochs limit a minibatch that does not grow. After a decay of the rate, the scale is ten times
+    larger (docs/reproduction.md).
 
     Args:
-        metrics: One object an epoch, at least one; an epoch that could not tell counts as
+        metrics: One object for each epoch, at least one. An epoch without a noise scale counts as
             infinite.
 
     Returns:
-        None if half of these epochs or more could not tell: kn is one micro-batch, or far too
-        small.
+        The noise scale, in samples. None if half of these epochs or more have none, because kn is
+        one micro-batch or far too small.
     """
     high_rate = max(m["learning_rate"] for m in metrics) / 2
     at_high_rate = [m for m in metrics if m["learning_rate"] >= high_rate]
@@ -209,7 +243,10 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _write_text(path: Path, text: str) -> None:
-    """Replaces a file whole, so that a reader or a crash never sees half of it."""
+    """Replaces a file whole or not at all.
+
+    No reader sees half of the file, and no crash leaves half of it.
+    """
     temporary = path.with_name(f".{path.name}.partial")
     temporary.write_text(text)
     os.replace(temporary, path)

@@ -1,7 +1,7 @@
-"""What a recipe amounts to on a training set of known size: the step arithmetic, the `Plan`.
+"""Computes the step arithmetic of a run: the `Plan`.
 
-Nothing here depends on TensorFlow. How many replicas share the work (`Plan.num_replicas`) changes
-only how fast it goes.
+A plan follows from a recipe and the size of the training set. The number of replicas that share the
+work (`Plan.num_replicas`) changes only the speed. Nothing here depends on TensorFlow.
 """
 
 import dataclasses
@@ -18,16 +18,19 @@ DECAY_FACTOR = 0.1
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """Epochs in a row with the same global minibatch; a run is one, or several if its batch grows.
+    """Consecutive epochs with the same global minibatch.
+
+    A run has one phase, or several if its minibatch grows.
 
     Attributes:
-        first_epoch: epochs before it.
-        epochs: its length, epochs.
-        global_batch_size: kn, images a step.
+        first_epoch: First epoch of the phase, from 0.
+        epochs: Length of the phase, in epochs.
+        global_batch_size: kn, images in a step.
         micro_batches_per_step: k = kn / n.
-        steps_per_epoch: floor(num_train_examples / kn), steps.
-        dropped_images_per_epoch: num_train_examples mod kn; another tail of the shuffle each epoch.
-        first_step: steps before it.
+        steps_per_epoch: floor(num_train_examples / kn), in steps.
+        dropped_images_per_epoch: num_train_examples mod kn, in images. They are the end of the
+            shuffle, and other images in each epoch.
+        first_step: First step of the phase, from 0.
     """
 
     first_epoch: int
@@ -40,31 +43,31 @@ class Phase:
 
     @property
     def end_epoch(self) -> int:
-        """The first epoch after it."""
+        """First epoch after the phase."""
         return self.first_epoch + self.epochs
 
     @property
     def end_step(self) -> int:
-        """The first step after it."""
+        """First step after the phase."""
         return self.first_step + self.epochs * self.steps_per_epoch
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The arithmetic of a recipe on a training set of known size, shared by R replicas.
+    """The step arithmetic of a recipe on R replicas.
 
-    A *step* is one weight update, always; a micro-batch is never a step. Steps and epochs count
-    from 0. Where the batch grows, what is said of one step or epoch holds for the first phase.
+    A *step* is always one weight update. A micro-batch is never a step. Steps and epochs are
+    counted from 0. In a run whose minibatch grows, the properties that describe one step or one
+    epoch hold for the first phase.
 
     Attributes:
-        recipe: what is computed.
-        num_train_examples: images in the training set.
-        num_replicas: R, the devices that share a step. No property but
-            `gradient_accumulation_steps` and `per_replica_batch_size` depends on it.
+        recipe: What the run computes.
+        num_train_examples: Number of images in the training set.
+        num_replicas: R, the number of devices that share a step. Of the properties, only
+            `gradient_accumulation_steps` and `per_replica_batch_size` depend on it.
 
     Raises:
-        ValueError: when the largest global minibatch exceeds the training set, or R does not
-            divide k.
+        ValueError: The largest global minibatch exceeds the training set, or R does not divide k.
     """
 
     recipe: Recipe
@@ -72,7 +75,10 @@ class Plan:
     num_replicas: int = 1
 
     def __post_init__(self) -> None:
-        """Validates what the properties divide by, so that none of them can fail."""
+        """Validates the fields, so that no property can fail.
+
+        The properties divide by them.
+        """
         for field in ("num_train_examples", "num_replicas"):
             if not is_integer(value := getattr(self, field)) or value < 1:
                 raise refusal(f"Correct `{field}`.", f"{field}={value!r}", "an integer >= 1")
@@ -89,7 +95,7 @@ class Plan:
         self._check_replicas_share_evenly()
 
     def _check_replicas_share_evenly(self) -> None:
-        # R that divides the first k divides them all: k grows by an integer.
+        # If R divides the first k, it divides every k, since k grows by integer factors.
         k, replicas = self.micro_batches_per_step, self.num_replicas
         if k % replicas == 0:
             return
@@ -106,22 +112,25 @@ class Plan:
 
     @property
     def micro_batches_per_step(self) -> int:
-        """k = kn / n, micro-batches."""
+        """Micro-batches in a step (k = kn / n)."""
         return self.recipe.global_batch_size // self.recipe.micro_batch_size
 
     @property
     def gradient_accumulation_steps(self) -> int:
-        """k / R, micro-batches that one replica accumulates for one step."""
+        """Micro-batches one replica accumulates in a step (k / R)."""
         return self.micro_batches_per_step // self.num_replicas
 
     @property
     def per_replica_batch_size(self) -> int:
-        """kn / R, images that one replica sees in one step."""
+        """Images one replica sees in a step (kn / R)."""
         return self.recipe.global_batch_size // self.num_replicas
 
     @functools.cached_property
     def phases(self) -> tuple[Phase, ...]:
-        """The run as stretches of constant kn, in order: one, and one for each growth of kn."""
+        """Phases of the run, in order.
+
+        kn is constant in a phase. There is one phase, and one more each time that kn grows.
+        """
         recipe, phases = self.recipe, list[Phase]()
         edges = (0, *recipe.batch_growth_epochs, recipe.epochs)
         for index, (first_epoch, end_epoch) in enumerate(itertools.pairwise(edges)):
@@ -139,67 +148,102 @@ class Plan:
         return tuple(phases)
 
     def phase_of(self, step: int) -> Phase:
-        """The phase of a step; after the last step, the last phase."""
+        """Returns the phase of a step.
+
+        After the last step it is the last phase.
+        """
         return next((p for p in self.phases if step < p.end_step), self.phases[-1])
 
     def epoch_of(self, step: int) -> int:
-        """The epoch of a step: the number of epochs completed before it."""
+        """Returns the epoch of a step, from 0.
+
+        It is the number of epochs that were completed before the step.
+        """
         phase = self.phase_of(step)
         return phase.first_epoch + (step - phase.first_step) // phase.steps_per_epoch
 
     def step_in_epoch(self, step: int) -> int:
-        """How many steps of its epoch come before a step."""
+        """Returns the number of a step in its epoch, from 0."""
         phase = self.phase_of(step)
         return (step - phase.first_step) % phase.steps_per_epoch
 
     def step_at(self, epoch: float) -> int:
-        """The step nearest to a point in time, given in epochs."""
+        """Returns the step nearest to a point in time.
+
+        Args:
+            epoch: The point in time, in epochs from the start. It may be a fraction.
+        """
         phase = next((p for p in self.phases if epoch < p.end_epoch), self.phases[-1])
         return phase.first_step + round((epoch - phase.first_epoch) * phase.steps_per_epoch)
 
     @property
     def steps_per_epoch(self) -> int:
-        """floor(num_train_examples / kn), steps."""
+        """Steps in an epoch: floor(num_train_examples / kn)."""
         return self.phases[0].steps_per_epoch
 
     @property
     def dropped_images_per_epoch(self) -> int:
-        """num_train_examples mod kn, images; another tail of the shuffle each epoch."""
+        """Images left out of an epoch: num_train_examples mod kn.
+
+        They are the end of the shuffle, and other images in each epoch.
+        """
         return self.phases[0].dropped_images_per_epoch
 
     @property
     def total_steps(self) -> int:
-        """steps_per_epoch * epochs, summed over the phases, steps."""
+        """Steps in the run.
+
+        It is steps_per_epoch * epochs, summed over the phases.
+        """
         return self.phases[-1].end_step
 
     @property
     def warmup_steps(self) -> int:
-        """round(warmup_epochs * steps_per_epoch), steps; 0 without a warmup."""
+        """Steps in the warmup: round(warmup_epochs * steps_per_epoch).
+
+        It is 0 without a warmup.
+        """
         return self.step_at(self.recipe.resolved_warmup_epochs) if self.recipe.has_warmup else 0
 
     @property
     def decay_steps(self) -> tuple[int, ...]:
-        """The first step at the new rate for every drop, to the nearest step."""
+        """First step at the new rate, for each drop.
+
+        The epochs of the recipe are rounded to the nearest step.
+        """
         return tuple(self.step_at(epoch) for epoch in self.recipe.resolved_decay_epochs)
 
     @property
     def peak_learning_rate(self) -> float:
-        """base_learning_rate * kn / reference_batch_size: the linear scaling rule, section 2.1."""
+        """Learning rate by the linear scaling rule (section 2.1).
+
+        It is base_learning_rate * kn / reference_batch_size.
+        """
         return self.recipe.peak_learning_rate
 
     @property
     def initial_learning_rate(self) -> float:
-        """Rate of step 0 before any drop: base_learning_rate, or the peak without a warmup."""
+        """Learning rate of step 0, before any drop.
+
+        It is base_learning_rate, or the peak rate if there is no warmup.
+        """
         return self.recipe.base_learning_rate if self.warmup_steps else self.peak_learning_rate
 
     def learning_rate(self, step: int) -> float:
-        """The rate that update number `step` (from 0) uses, in float64 (section 2.2).
+        """Returns the rate of a step, in float64 (section 2.2).
 
-        Before W = `warmup_steps`: initial + (peak - initial) * step / W if gradual, initial if
-        constant. From then on, with x = (T - step) / (T - W) left of the T = `total_steps` steps:
+        W is `warmup_steps`, T is `total_steps`. In the warmup (step < W) the rate is
 
-            step:    peak * 0.1 for each decay step reached
-            smooth:  end + (peak - end) * s(x), with s(x) of `catalogue.DECAYS`
+            gradual:   initial + (peak - initial) * step / W
+            constant:  initial
+
+        After it, the fraction of steps that are left is x = (T - step) / (T - W), and the rate is
+
+            step:      peak, times 0.1 for each of `decay_steps` that is reached
+            smooth:    end + (peak - end) * s(x), where `catalogue.DECAYS` has s
+
+        Args:
+            step: Number of the weight update, from 0.
         """
         recipe, initial, peak = self.recipe, self.initial_learning_rate, self.peak_learning_rate
         if step < self.warmup_steps:
@@ -210,18 +254,18 @@ class Plan:
                 peak *= DECAY_FACTOR if step >= boundary else 1
             return peak
         end = recipe.end_learning_rate
-        # At least 1: a warmup may fill the run, and what follows it is then never used.
+        # At least 1: if the warmup fills the run, no step uses the rate after it.
         decay_length = max(1, self.total_steps - self.warmup_steps)
         left = max(0, self.total_steps - step) / decay_length
         return end + (peak - end) * catalogue.DECAYS[recipe.decay].shape(left)
 
     @property
     def breakpoints(self) -> tuple[tuple[int, float], ...]:
-        """(step, rate) wherever the rate changes its course, in order, each step once.
+        """Pairs (step, rate) that outline the schedule, in order.
 
-        That is at step 0, at the end of the warmup, and at every drop, or along a smooth decay at
-        its quarters and at the last step. A drop that rounds to the end of a very short run is
-        never used, so it is left out.
+        They are at step 0, at the end of the warmup, and at every drop. For a smooth decay they are
+        at its quarters and at the last step instead of the drops. Each step appears once. In a very
+        short run a drop may round to the end of the run. No step uses it, so it is left out.
         """
         steps = {0, self.warmup_steps, *self.decay_steps}
         if self.recipe.decay != "step":
@@ -231,7 +275,10 @@ class Plan:
         return tuple((s, self.learning_rate(s)) for s in sorted(steps) if s < self.total_steps)
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as JSON values, the output of `plan --json`; rates as [step, rate] pairs."""
+        """Returns the plan as JSON values, as `plan --json` prints them.
+
+        The rates are [step, rate] pairs.
+        """
         return {
             "global_batch_size": self.recipe.global_batch_size,
             "micro_batch_size": self.recipe.micro_batch_size,
@@ -253,7 +300,7 @@ class Plan:
         }
 
     def describe(self) -> str:
-        """The batch arithmetic as a table for people, one quantity a line."""
+        """Returns the plan as a table, one quantity a line."""
         recipe = self.recipe
         warmup = f"{recipe.warmup}, {self.warmup_steps:,} steps" if self.warmup_steps else "none"
         rows = [

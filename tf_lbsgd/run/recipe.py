@@ -1,7 +1,7 @@
-"""What a run computes: the `Recipe`.
+"""Declares and checks the `Recipe`: what a run computes.
 
-A recipe fixes the mathematics of a run and nothing about the machines. `plan` has the step
-arithmetic that follows from it.
+A recipe fixes the mathematics of a run and says nothing about the machines. The step arithmetic
+that follows from it is in `plan`.
 """
 
 import dataclasses
@@ -22,23 +22,27 @@ _PAPER_DECAY_EPOCHS = (30, 60, 80)
 
 
 def nearest_multiples(value: int, divisor: int) -> str:
-    """Returns the positive multiples of `divisor` on either side of `value`, for a message."""
+    """Returns the nearest positive multiples of `divisor`, for messages.
+
+    They are the one below or at `value` and the one above it, such as "64 or 96".
+    """
     below = value // divisor * divisor
     return " or ".join(str(multiple) for multiple in (below, below + divisor) if multiple)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that decides the sequence of weights of a run, and nothing else.
+    """Everything that decides the weights of a run.
 
-    Two runs with equal recipes compute the same weights, up to the order of float summation,
-    whatever the machines. Places and speeds (run folder, worker count, how often to checkpoint)
-    are therefore not here. The defaults are the paper's (Goyal et al. 2017, section 5.1).
+    Two runs with equal recipes compute the same sequence of weights on any machines, up to the
+    order of float summation. So a recipe has no fields for places and speeds, such as the run
+    folder, the worker count, or how often to checkpoint. The defaults are those of the paper (Goyal
+    et al. 2017, section 5.1).
 
-    Every field carries its rule and its help, which is also the help of its flag.
+    Every field has a rule and a help text, which is also the help of its flag.
 
     Raises:
-        ValueError: for a field, or a combination of fields, that no run could honour.
+        ValueError: No run could honour a field, or a combination of fields.
     """
 
     model: str = setting(
@@ -51,66 +55,70 @@ class Recipe:
     )
     image_size: int | None = setting(
         fields.integer(1),
-        "Side of the square input, in pixels. Unset: the size that the data set has, 224 for "
-        "images that are resized.",
+        "Height and width of the input images, in pixels. Unset: the size of the images in the data "
+        "set, or 224 if they are resized.",
         default=None,
         is_optional=True,
     )
     augmentation: str = setting(
         fields.one_of(("auto", *catalogue.AUGMENTATIONS)),
-        f"How training images are varied: {catalogue.describe(catalogue.AUGMENTATIONS)}, or auto, "
-        "which lets the data set choose.",
+        f"Augmentation of training images: {catalogue.describe(catalogue.AUGMENTATIONS)}, or auto, "
+        "which takes the default of the data set.",
         default="auto",
     )
     shuffle_buffer: int = setting(
         fields.integer(1),
-        "Number of records to choose from where data can only be streamed. Other data are "
-        "shuffled exactly.",
+        "Size of the shuffle buffer, in records. It is used for data that can only be streamed. "
+        "Other data are shuffled exactly.",
         default=10_000,
     )
     global_batch_size: int = setting(
-        fields.integer(1), "Images a weight update, the paper's kn.", default=256
+        fields.integer(1), "Number of images in a weight update, the paper's kn.", default=256
     )
     micro_batch_size: int = setting(
         fields.integer(1),
-        "Images that share one batch-norm statistic, the paper's n.",
+        "Number of images that share batch-norm statistics, the paper's n.",
         default=32,
     )
     batch_growth_epochs: tuple[int, ...] = setting(
         fields.positive_integers(),
-        "Epochs at which the global minibatch grows while the rate stays (Smith et al. 2017, "
-        "arXiv 1711.00489).",
+        "Epochs at which the global minibatch grows while the rate stays the same (Smith et al. "
+        "2017, arXiv 1711.00489).",
         default=(),
     )
     batch_growth_factor: int = setting(
         fields.integer(2), "Factor by which the global minibatch grows each time.", default=10
     )
-    epochs: int = setting(fields.integer(1), "Passes over the training set.", default=90)
+    epochs: int = setting(fields.integer(1), "Number of passes over the training set.", default=90)
     optimizer: str = setting(
         fields.one_of(catalogue.OPTIMIZERS),
         f"Update rule: {catalogue.describe(catalogue.OPTIMIZERS)}.",
         default="momentum",
     )
     lars_trust_coefficient: float = setting(
-        fields.positive_number(), "Relative size of a LARS step at rate 1.", default=0.001
+        fields.positive_number(),
+        "Trust coefficient of LARS: the size of a step relative to the weights at rate 1.",
+        default=0.001,
     )
     base_learning_rate: float = setting(
-        fields.positive_number(), "Learning rate at the reference batch.", default=0.1
+        fields.positive_number(), "Learning rate at the reference batch size.", default=0.1
     )
     reference_batch_size: int = setting(
         fields.integer(1),
-        "Images a step at which the base learning rate holds. A larger minibatch scales it up.",
+        "Global batch size for which the base learning rate is meant. The rate is scaled in "
+        "proportion to the batch size (section 2.1).",
         default=256,
     )
     warmup: str = setting(
         fields.one_of(WARMUPS),
-        "How the rate starts above the reference batch: gradual (a constant increment a step), "
-        "constant (the base rate, then a jump) or none (section 2.2).",
+        "Warmup of the rate where the global batch exceeds the reference batch: gradual (a constant "
+        "increment each step), constant (the base rate, then a jump) or none (section 2.2).",
         default="gradual",
     )
     warmup_epochs: float | None = setting(
         fields.number(0),
-        "Length of the warmup in epochs. Unset: the paper's 5, in proportion below 90 epochs.",
+        "Length of the warmup, in epochs. Unset: 5 as in the paper, and proportionally less in runs "
+        "of fewer than 90 epochs.",
         default=None,
         is_optional=True,
     )
@@ -121,13 +129,13 @@ class Recipe:
     )
     decay_epochs: tuple[float, ...] | None = setting(
         fields.positive_numbers(),
-        "Epochs at which the rate drops tenfold. Unset: 30, 60 and 80 of 90, in proportion, and "
-        "no drops where the minibatch grows instead.",
+        "Epochs at which the rate drops tenfold. Unset: 30, 60 and 80 in a run of 90 epochs, in "
+        "proportion in other runs, and none if the minibatch grows instead.",
         default=None,
         is_optional=True,
     )
     end_learning_rate: float = setting(
-        fields.number(0), "Learning rate that a smooth decay ends at.", default=0.0
+        fields.number(0), "Learning rate at the end of a smooth decay.", default=0.0
     )
     momentum: float = setting(fields.fraction(), "Momentum of the optimizer.", default=0.9)
     weight_decay: float = setting(
@@ -140,7 +148,7 @@ class Recipe:
     )
     ema_momentum: float = setting(
         fields.fraction(),
-        "Momentum of the average of the weights that is evaluated. 0: evaluate the weights "
+        "Momentum of the moving average of the weights that is evaluated. 0: evaluate the weights "
         "themselves.",
         default=0.0,
     )
@@ -152,7 +160,7 @@ class Recipe:
     # TensorFlow's stateless seeds are 32-bit.
     seed: int = setting(
         fields.integer_below(2**31, "2**31"),
-        "Seed of initial weights, shuffles and augmentation.",
+        "Seed of the initial weights, the shuffles and the augmentation.",
         default=0,
     )
     precision: str = setting(
@@ -162,7 +170,7 @@ class Recipe:
     )
 
     def __post_init__(self) -> None:
-        """Checks every field, then the combinations."""
+        """Checks every field, then the combinations of fields."""
         fields.check_fields(self)
         self._check_batch()
         self._check_options_are_used()
@@ -179,7 +187,10 @@ class Recipe:
             )
 
     def _check_options_are_used(self) -> None:
-        """Refuses an option of something that is off: it would be ignored without a word."""
+        """Refuses an option of a feature that is off.
+
+        The option would be ignored silently.
+        """
         own_of_optimizers = (
             (field, self.optimizer == name, f"--optimizer={name}")
             for name, optimizer in catalogue.OPTIMIZERS.items()
@@ -209,7 +220,7 @@ class Recipe:
             )
 
     def _check_durations(self) -> None:
-        # The warmup counts only where it is used; a change inside it would have no clear meaning.
+        # A change inside the warmup would have no clear meaning. A warmup that is off has no length.
         earliest = self.resolved_warmup_epochs if self.has_warmup else 0.0
         if earliest > self.epochs:
             raise refusal(
@@ -233,21 +244,28 @@ class Recipe:
 
     @property
     def has_warmup(self) -> bool:
-        """Whether the rate is warmed up: asked for, and kn above the reference batch."""
+        """Whether the rate is warmed up.
+
+        That takes a `warmup` other than "none", and a kn above the reference batch.
+        """
         return self.warmup != "none" and self.global_batch_size > self.reference_batch_size
 
     @property
     def resolved_warmup_epochs(self) -> float:
-        """Length of a warmup, epochs: as given, else 5 * min(epochs, 90) / 90."""
+        """Length of a warmup, in epochs.
+
+        It is `warmup_epochs`, or 5 * min(epochs, 90) / 90 if that is None.
+        """
         if self.warmup_epochs is not None:
             return self.warmup_epochs
         return _PAPER_WARMUP_EPOCHS * min(self.epochs, _PAPER_EPOCHS) / _PAPER_EPOCHS
 
     @property
     def resolved_decay_epochs(self) -> tuple[float, ...]:
-        """When the rate drops, epochs: as given, else (30, 60, 80) * epochs / 90.
+        """When the rate drops, in epochs.
 
-        There are no drops where the rate falls smoothly, and none unless given where kn grows.
+        It is `decay_epochs`, or (30, 60, 80) * epochs / 90 if that is None. But if it is None there
+        are no drops in a run whose kn grows, and a smooth decay never has any.
         """
         if self.decay_epochs is not None:
             return self.decay_epochs
@@ -257,26 +275,32 @@ class Recipe:
 
     @property
     def peak_learning_rate(self) -> float:
-        """base_learning_rate * kn / reference_batch_size: the linear scaling rule, section 2.1.
+        """Learning rate by the linear scaling rule (section 2.1).
 
-        kn is the one that the run starts with: a batch that grows leaves the rate as it is.
+        It is base_learning_rate * kn / reference_batch_size, with the kn that the run starts with.
+        A kn that grows does not change the rate.
         """
         return self.base_learning_rate * self.global_batch_size / self.reference_batch_size
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the fields as JSON values, the form of `recipe.json` in a run folder."""
+        """Returns the fields as JSON values.
+
+        They are the content of `recipe.json` in a run folder.
+        """
         values = dataclasses.asdict(self)
         return {n: list(v) if isinstance(v, tuple) else v for n, v in values.items()}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Recipe":
-        """Reads what `to_json` wrote, also before some of the fields were added.
+        """Returns the recipe that `to_json` wrote.
 
-        A field that the file lacks has the value that stands for "as before". A field that was
-        there from the beginning must be there: defaults may change, old runs may not.
+        An older version may have written it, before some fields were added. A field that was added
+        since then gets its `as_before` value. A field that has always been there must be present.
+        Its default is not used, because a default may change and an old run may not.
 
         Raises:
-            ValueError: Names all unknown and missing keys, or as the constructor.
+            ValueError: Keys are unknown or missing, and the message names them all. Or no run could
+                honour the recipe, as in the constructor.
         """
         if not isinstance(values, Mapping):
             raise refusal("Give one JSON object.", repr(values), "a JSON object of recipe fields")
@@ -292,10 +316,11 @@ class Recipe:
         return cls(**values)
 
     def digest(self) -> str:
-        """Returns the SHA-256 of the canonical JSON: equal exactly when the recipes are.
+        """Returns the SHA-256 of the canonical JSON, in hexadecimal.
 
-        A field that was added later counts only where it is used, so that the digest of an older
-        recipe stays what it was.
+        Two recipes have equal digests if and only if they are equal. A field that was added later
+        counts only if its value is not the `as_before` value. So the digest of an older recipe
+        stays the same.
         """
         values = self.to_json()
         for field, as_before in fields.values_of_older_files(type(self)).items():
@@ -305,7 +330,11 @@ class Recipe:
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def differences(self, other: "Recipe") -> list[str]:
-        """One line a field that differs from `other`, the recipe found in a run folder."""
+        """Returns a line for each field that differs.
+
+        Args:
+            other: The recipe that was found in a run folder.
+        """
         mine, theirs = self.to_json(), other.to_json()
         return [
             f"{field}: {mine[field]} here, {theirs[field]} in the run folder"

@@ -1,8 +1,8 @@
-"""Functions of the user's that --model and --dataset name, and a digest of their code.
+"""Imports the user's functions and computes digests of their code.
 
-A digest covers the file of the module and the modules that it imports from the same folder. It
-does not see packages that are installed elsewhere, modules that are imported by name at run time,
-data files, or environment variables.
+--model and --dataset may name such a function. A digest covers the file of its module, and the
+modules that it imports from the same folder. It does not cover packages that are installed
+elsewhere, modules that are imported by name at run time, data files, or environment variables.
 """
 
 import ast
@@ -20,9 +20,12 @@ from tf_lbsgd.run.fields import refusal
 
 
 def load_user_function(name: str) -> Callable[..., Any]:
-    """Imports a function by its name, "package.module:function", and returns it.
+    """Imports a function by its name and returns it.
 
     A module in the working folder is found, as with `python -m`.
+
+    Args:
+        name: "package.module:function".
 
     Raises:
         ValueError: There is no such module or function, or the module cannot be imported.
@@ -49,10 +52,12 @@ def load_user_function(name: str) -> Callable[..., Any]:
 
 
 def digests_of(names: Iterable[str]) -> dict[str, str]:
-    """Returns the SHA-256 of the code behind each name, hexadecimal.
+    """Returns the SHA-256 of the code behind each name.
+
+    The digests are in hexadecimal.
 
     Args:
-        names: Of functions, as `load_user_function` takes them.
+        names: Names of functions, as `load_user_function` takes them.
 
     Raises:
         ValueError: There is no such module.
@@ -61,7 +66,10 @@ def digests_of(names: Iterable[str]) -> dict[str, str]:
 
 
 def announce(names: Iterable[str]) -> None:
-    """Prints whose code is about to run, for binaries that read names from a run folder."""
+    """Prints which user's code is about to run.
+
+    It is for binaries that read names from a run folder.
+    """
     for name in names:
         print(f"Runs code of yours: {name} in {_module_path(name)}", flush=True)
 
@@ -88,7 +96,10 @@ def _module_path(name: str) -> Path:
 
 
 def _with_neighbours(path: Path) -> set[Path]:
-    """Returns a module's file and those it imports from its folder, directly or through others."""
+    """Returns a module's file and the neighbours that it imports.
+
+    A neighbour is a module in the same folder. It may be imported directly or by another neighbour.
+    """
     found, waiting = set[Path](), [path]
     while waiting:
         file = waiting.pop()
@@ -100,14 +111,20 @@ def _with_neighbours(path: Path) -> set[Path]:
 
 
 def _files_of(folder: Path, name: str) -> list[Path]:
-    """Returns the files of a module or package in a folder. Empty: there is none."""
+    """Returns the files of a module or package in a folder.
+
+    The list is empty if there is no such module or package.
+    """
     if (folder / f"{name}.py").is_file():
         return [folder / f"{name}.py"]
     return [*(folder / name).rglob("*.py")] if (folder / name / "__init__.py").is_file() else []
 
 
 def _imported_names(path: Path) -> Iterator[str]:
-    """Yields every part of every dotted name that a file imports: one may be a neighbour's."""
+    """Yields every part of every name that a file imports.
+
+    Any part of a dotted name may be the name of a neighbour.
+    """
     for node in ast.walk(ast.parse(path.read_bytes())):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -119,6 +136,9 @@ def _imported_names(path: Path) -> Iterator[str]:
 
 
 def _find_in_working_folder() -> None:
-    """Lets Python import from the working folder, after all other places."""
+    """Lets Python import from the working folder.
+
+    Python looks there after all other places.
+    """
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
