@@ -1,9 +1,10 @@
-"""A model of your own, trained by a recipe without touching the package.
+"""Trains your own model without changing the package.
 
     python -m tf_lbsgd.cli.launch --num_workers=2 -- --flagfile=flags/quickstart.flags \
         --model=examples.own_model:small_network --run_dir=runs/own_model
 
-`keras.applications` works too: `resnet50v2` below, for images of 32 pixels or more.
+--model names the function `small_network` below. Models of `keras.applications` work too: see
+`resnet50v2` below, for images of 32 pixels or more.
 """
 
 import keras
@@ -13,12 +14,13 @@ from keras import layers
 def small_network(
     num_classes: int, image_shape: tuple[int, int, int], seed: int, dtype: str
 ) -> keras.Model:
-    """Builds a small network of stock layers. Nothing in it needs a seed of its own.
+    """Builds a small network of stock Keras layers.
 
     Args:
         num_classes: Number of logits.
         image_shape: (height, width, channels) of the images, uint8 in [0, 255].
-        seed: The recipe's seed. Unseeded initializers depend on it already.
+        seed: The recipe's seed. The layers need no `seed`, because unseeded initializers already
+            depend on the recipe's.
         dtype: The recipe's dtype policy. It is Keras' default while this function runs.
     """
     return keras.Sequential(
@@ -39,7 +41,10 @@ def small_network(
 def resnet50v2(
     num_classes: int, image_shape: tuple[int, int, int], seed: int, dtype: str
 ) -> keras.Model:
-    """Builds ResNet-50 v2 of `keras.applications` (arguments as of `small_network`)."""
+    """Builds ResNet-50 v2 of `keras.applications`.
+
+    The arguments are those of `small_network`.
+    """
     images = keras.Input(image_shape)
     network = keras.applications.ResNet50V2(
         weights=None,

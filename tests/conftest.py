@@ -1,4 +1,8 @@
-"""Makes the helper modules beside the tests importable, and Ctrl-C mean the same everywhere."""
+"""Sets up every test session.
+
+The helper modules beside the tests become importable. Ctrl-C ends the tests in the background too.
+Property tests have no deadline.
+"""
 
 import signal
 import sys
@@ -9,9 +13,9 @@ import hypothesis
 _ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(_ROOT / "tests" / "multi_worker"), str(_ROOT / "tools")]
 
-# A shell has what it starts in the background ignore SIGINT, and all that is started from there.
+# A process that a shell starts in the background ignores SIGINT, and so do its children.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Tests share the cores: how long an example takes says nothing.
+# Tests share the cores, so the time that one example takes means nothing.
 hypothesis.settings.register_profile("shared_machine", deadline=None)
 hypothesis.settings.load_profile("shared_machine")

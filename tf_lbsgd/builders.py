@@ -1,4 +1,8 @@
-"""From a recipe to the objects that train or judge it: model, optimizer, loss, data."""
+"""Builds the Keras objects of a recipe.
+
+They are the model, the optimizer and its schedule, the loss and the metrics. The data set for
+evaluation is made here too. Training and evaluation both use this module.
+"""
 
 from typing import Any
 
@@ -14,7 +18,7 @@ from tf_lbsgd.run.recipe import Recipe
 from tf_lbsgd.step.metrics import SampleCount
 from tf_lbsgd.step.trainer import DataParallelModel, MultiWorkerTrainer
 
-# Evaluation takes this many images a replica at a time; it changes the speed, not the outcome.
+# Images that a replica evaluates at a time. It changes the speed and not the result.
 _EVALUATION_BATCH_PER_REPLICA = 100
 
 
@@ -23,22 +27,24 @@ def create_model(
     source: input_pipeline.Source,
     model_class: type[keras.Model] = DataParallelModel,
 ) -> keras.Model:
-    """Builds the recipe's model. Its initial weights depend on the recipe alone.
+    """Builds the model of a recipe.
+
+    Its initial weights depend only on the recipe.
 
     Args:
         recipe: Names the model.
-        source: Images of the data set, for their shape and classes.
-        model_class: Class of the model that is returned. A functional or Sequential model becomes
-            one of this class, with the same layers.
+        source: Images of the data set, which give the image shape and the number of classes.
+        model_class: Class of the model that is returned. A functional or Sequential model is turned
+            into one of this class, with the same layers.
 
     Raises:
-        ValueError: As `models.building.build_model`, or a subclass of `keras.Model` that cannot
-            train on several workers.
+        ValueError: As in `models.building.build_model`. Or the user's function returns a subclass
+            of `keras.Model` that cannot train on several workers.
     """
     model = build_model(recipe, source.num_classes, source.image_shape)
     if type(model) is model_class or model_class is keras.Model:
         return model
-    if type(model).__module__.partition(".")[0] == "keras":  # nothing of it is overridden
+    if type(model).__module__.partition(".")[0] == "keras":  # a stock class: it overrides nothing
         return model_class(model.inputs[0], model.outputs[0], name=model.name)
     if isinstance(model, MultiWorkerTrainer) and model_class is DataParallelModel:
         return model
@@ -52,7 +58,10 @@ def create_model(
 
 
 def compile_for_training(model: DataParallelModel, plan: Plan) -> None:
-    """Gives the model the recipe's schedule, optimizer, loss and metrics."""
+    """Compiles a model with the recipe's optimizer, loss and metrics.
+
+    The optimizer follows the schedule of the plan.
+    """
     model.compile(
         optimizer=create_optimizer(plan.recipe, create_schedule(plan)),
         loss=create_loss(plan.recipe),
@@ -65,7 +74,10 @@ def compile_for_training(model: DataParallelModel, plan: Plan) -> None:
 def create_optimizer(
     recipe: Recipe, schedule: keras.optimizers.schedules.LearningRateSchedule
 ) -> keras.optimizers.Optimizer:
-    """The recipe's optimizer, following a schedule."""
+    """Returns the recipe's optimizer, which follows a schedule.
+
+    With float16 precision it is wrapped in Keras' LossScaleOptimizer.
+    """
     entry = catalogue.OPTIMIZERS[recipe.optimizer]
     optimizer = entry.load()(
         learning_rate=schedule,
@@ -75,25 +87,34 @@ def create_optimizer(
         **{name: getattr(recipe, field) for name, field in entry.arguments.items()},
     )
     if recipe.precision == "float16":
-        # Keeps and adapts the loss scale; the trainer decides, on the reduced gradient.
+        # It holds the loss scale. The trainer decides on the reduced gradient when to change it.
         return keras.optimizers.LossScaleOptimizer(optimizer)
     return optimizer
 
 
 def create_loss(recipe: Recipe) -> keras.losses.Loss:
-    """Mean cross-entropy of logits [batch, num_classes] and one-hot labels of that shape."""
+    """Returns the mean cross-entropy loss of a recipe.
+
+    It takes logits [batch, num_classes] and one-hot labels of the same shape.
+    """
     return keras.losses.CategoricalCrossentropy(
         from_logits=True, label_smoothing=recipe.label_smoothing
     )
 
 
 def create_metrics() -> list[keras.metrics.Metric]:
-    """Top-1 accuracy, and the number of images it is taken over."""
+    """Returns the metrics: top-1 accuracy and number of images.
+
+    The accuracy is taken over that number of images.
+    """
     return [keras.metrics.CategoricalAccuracy(name="top_1_accuracy"), SampleCount(name="images")]
 
 
 def create_schedule(plan: Plan) -> keras.optimizers.schedules.LearningRateSchedule:
-    """The schedule whose rate at every step is `plan.learning_rate(step)`, rounded to float32."""
+    """Returns the learning rate schedule of a plan.
+
+    Its rate at every step is `plan.learning_rate(step)`, rounded to float32.
+    """
     warmup: dict[str, Any] = {
         "initial_learning_rate": plan.initial_learning_rate,
         "peak_learning_rate": plan.peak_learning_rate,
@@ -111,7 +132,10 @@ def create_schedule(plan: Plan) -> keras.optimizers.schedules.LearningRateSchedu
 
 
 def evaluation_dataset(source: input_pipeline.Source, strategy: tf.distribute.Strategy) -> Any:
-    """Every image of a source, in order, divided among the replicas; the last batch is short."""
+    """Returns every image of a source, divided among the replicas.
+
+    The images are in order. The last batch may be short.
+    """
     return distribution.distribute_dataset(
         strategy,
         lambda replica_ids: input_pipeline.evaluation_dataset(
@@ -124,7 +148,7 @@ def evaluation_dataset(source: input_pipeline.Source, strategy: tf.distribute.St
 
 
 def evaluation_steps(source: input_pipeline.Source, strategy: tf.distribute.Strategy) -> int:
-    """Number of steps that cover every image once."""
+    """Returns the number of steps that cover every image once."""
     return input_pipeline.evaluation_steps(source.num_examples, _evaluation_batch_size(strategy))
 
 

@@ -1,4 +1,8 @@
-"""A run before it starts: data, plan, replicas and run folder, checked against each other."""
+"""Prepares a run and checks it before it starts.
+
+The data, the plan, the replicas and the run folder are checked against each other. Then the workers
+check that they all are about to do the same.
+"""
 
 import dataclasses
 import hashlib
@@ -20,21 +24,23 @@ from tf_lbsgd.workers import meeting
 from tf_lbsgd.workers.cluster import Cluster
 
 _PACKAGES = ("tensorflow", "keras", "numpy")
-# Options that may differ between workers, since they are about the one worker.
+# Options that may differ between workers, since each concerns only its own worker.
 _OWN_OF_A_WORKER = {"data_dir", "startup_timeout_secs"}
 
 
 @dataclasses.dataclass(frozen=True)
 class PreparedRun:
-    """A run whose parts were checked against each other; nothing has started.
+    """A run that is ready to start.
+
+    Its parts were checked against each other. No step has run, and nothing was written.
 
     Attributes:
         plan: The step arithmetic.
-        cluster: The workers; this process is one of them.
+        cluster: The workers. This process is one of them.
         train: Training images.
         validation: Validation images.
-        run_folder: Where the run is kept; exists only if the run was started before.
-        options: Where and how fast.
+        run_folder: Folder of the run. It exists only if the run was started before.
+        options: Where and how fast to run.
     """
 
     plan: Plan
@@ -46,7 +52,10 @@ class PreparedRun:
 
     @property
     def augmentation(self) -> str:
-        """The recipe's augmentation; "auto" is what suits the data set."""
+        """Name of the augmentation that the run uses.
+
+        It is the recipe's. If that is "auto", it is the default of the data set.
+        """
         named = self.plan.recipe.augmentation
         return self.train.default_augmentation if named == "auto" else named
 
@@ -57,16 +66,19 @@ def prepare_run(
     run_dir: str | os.PathLike[str],
     options: RunOptions | None = None,
 ) -> PreparedRun:
-    """Opens the data and checks that recipe, workers and run folder fit; starts nothing.
+    """Opens the data and checks a run, without starting it.
+
+    The checks are that the recipe, the workers, the data and the run folder fit together.
 
     Args:
         recipe: What to compute.
-        cluster: On which workers, each with as many replicas as this process.
+        cluster: The workers. Each of them has as many replicas as this process.
         run_dir: The run folder, on a file system that all workers share.
-        options: Where and how fast.
+        options: Where and how fast to run.
 
     Raises:
-        ValueError: says what was received, what was expected and what to do.
+        ValueError: Something does not fit. The message says what was received, what was expected
+            and what to do.
     """
     options = options or RunOptions()
     run_folder = RunFolder(run_dir)
@@ -85,16 +97,21 @@ def prepare_run(
         num_replicas=cluster.num_workers * distribution.replicas_per_worker(),
     )
     prepared = PreparedRun(plan, cluster, train, validation, run_folder, options)
-    if cluster.is_chief:  # it alone writes
+    if cluster.is_chief:  # only the chief writes checkpoints
         check_disk_space(prepared)
     return prepared
 
 
 def tolerate_dirty_data(train: input_pipeline.Source, log: Path, options: RunOptions) -> None:
-    """Has training images that cannot be read replaced.
+    """Makes a source replace training images that cannot be read.
+
+    Args:
+        train: The training images. They get `replacements`.
+        log: File that lists the images that were replaced.
+        options: Has the largest number of different images to replace.
 
     Raises:
-        ValueError: the data set has no images that could be unreadable, or is streamed.
+        ValueError: The data set has no images that could be unreadable, or it is streamed.
     """
     if not isinstance(train, input_pipeline.EncodedImages):
         raise ValueError(
@@ -106,10 +123,12 @@ def tolerate_dirty_data(train: input_pipeline.Source, log: Path, options: RunOpt
 
 
 def check_disk_space(prepared: PreparedRun) -> None:
-    """Refuses a disk that cannot hold two checkpoints: one stays while the next is written.
+    """Checks that the disk can hold two checkpoints.
+
+    One checkpoint is kept while the next one is written.
 
     Raises:
-        ValueError: says how much is free and how much is needed.
+        ValueError: The disk cannot. The message says how much is free and how much is needed.
     """
     needed = checkpoint_bytes(prepared.plan.recipe, prepared.train)
     folder = prepared.run_folder.checkpoints
@@ -125,16 +144,22 @@ def check_disk_space(prepared: PreparedRun) -> None:
 
 
 def checkpoint_bytes(recipe: Recipe, source: input_pipeline.Source) -> int:
-    """Returns the size of a checkpoint: float32 weights, statistics, momentum and averages."""
+    """Returns the size of a checkpoint, in bytes.
+
+    A checkpoint holds the weights, the statistics and the momentum, and with `ema_momentum` the
+    averages, all in float32.
+    """
     copies = 3 if recipe.ema_momentum else 2
     return 4 * copies * num_values(recipe, source.num_classes, source.image_shape)
 
 
 def agree_with_other_workers(prepared: PreparedRun) -> None:
-    """Returns when all workers are there and are about to do the same.
+    """Waits for all workers and checks that they agree.
+
+    It returns when all workers have met and are about to do the same. It prints their warnings.
 
     Raises:
-        MeetingError: as `meeting.Meeting.meet`.
+        MeetingError: As in `meeting.Meeting.meet`.
     """
     if not prepared.cluster.is_multi_worker:
         return
@@ -149,7 +174,10 @@ def agree_with_other_workers(prepared: PreparedRun) -> None:
 
 
 def facts_to_agree_on(prepared: PreparedRun) -> dict[str, str]:
-    """Returns all that must be the same on every worker, by name."""
+    """Returns what must be the same on every worker.
+
+    The values are strings, by name.
+    """
     options = dataclasses.asdict(prepared.options)
     recipe = prepared.plan.recipe
     facts = {f"--{name}": value for name, value in recipe.to_json().items()}
@@ -168,7 +196,10 @@ def facts_to_agree_on(prepared: PreparedRun) -> dict[str, str]:
 
 
 def _digest_of_code() -> str:
-    """SHA-256 of this package's files, in order of their names."""
+    """Returns the SHA-256 of this package's files.
+
+    The files are in the order of their names.
+    """
     folder = Path(__file__).parent
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
@@ -179,7 +210,7 @@ def _digest_of_code() -> str:
 def open_split(
     recipe: Recipe, options: RunOptions, split: Literal["train", "validation"]
 ) -> input_pipeline.Source:
-    """Opens the training or the validation images of a recipe's data set."""
+    """Opens the training or validation images of a recipe."""
     return input_pipeline.open_source(
         recipe.dataset,
         data_dir=options.data_dir,

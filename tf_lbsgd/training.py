@@ -1,7 +1,11 @@
-"""The story of a run, read downward: recipe, cluster, strategy, data, model, steps, run folder.
+"""Tells the story of a run, read downward.
 
-Everything else in the package is called from here. `run_training` is the same on every worker;
-the chief alone writes the run folder and the terminal.
+`run_training` waits for the other workers and creates the strategy. `train` then builds the model,
+restores the newest checkpoint, makes the callbacks, runs the steps, and records the outcome. The
+functions follow in the order in which they are called. Everything else in the package is called
+from here.
+
+Every worker runs the same code. Only the chief writes the run folder and prints to the terminal.
 """
 
 import hashlib
@@ -39,20 +43,23 @@ _NAMED_IMAGES = 5
 
 
 def run_training(prepared: PreparedRun, notice: PreemptionNotice | None = None) -> dict[str, Any]:
-    """Trains by a recipe on a cluster; continues a run that was interrupted.
+    """Trains a recipe on a cluster.
+
+    It continues a run that was interrupted. If the run is complete, it only returns the result.
 
     Args:
-        prepared: The run, by `prepare_run`.
-        notice: Listens for SIGTERM; None: nobody does.
+        prepared: The run, made by `prepare_run`.
+        notice: Listens for SIGTERM. None: SIGTERM is not handled.
 
     Returns:
-        The contents of `result.json`.
+        The content of `result.json`.
 
     Raises:
-        ValueError: the workers, or the newest checkpoint, do not fit; raised before any step.
-        PreemptedError: a worker was sent SIGTERM; the step is saved.
-        WorkerLostError: another worker failed or stopped answering; it is named.
-        NonFiniteError: see `callbacks.NonFinitePolicy`.
+        ValueError: The workers do not fit together, or the newest checkpoint does not fit the run.
+            No step has run.
+        PreemptedError: A worker received SIGTERM. The last step is saved.
+        WorkerLostError: Another worker failed or stopped answering. The message names it.
+        NonFiniteError: See `callbacks.NonFinitePolicy`.
     """
     if prepared.options.deterministic:
         distribution.make_deterministic(prepared.plan.recipe.seed)
@@ -64,7 +71,7 @@ def run_training(prepared: PreparedRun, notice: PreemptionNotice | None = None) 
         return result
 
     notice = notice or PreemptionNotice()
-    notice.heed()  # all workers are here: whoever left alone now would leave the others waiting
+    notice.heed()  # all workers are here: if one left alone now, the others would wait for it
     strategy = distribution.create_strategy(prepared.cluster)
     watchdog = Watchdog(run_folder.logs, prepared.cluster, prepared.options.step_timeout_secs)
     with watchdog:
@@ -83,7 +90,17 @@ def train(
     notice: PreemptionNotice,
     watchdog: Watchdog,
 ) -> dict[str, Any]:
-    """Builds the model, restores its state, runs the steps that are left, records the outcome."""
+    """Trains a model from its newest checkpoint to the end.
+
+    It builds the model, restores its state, runs the steps that are left, and records the outcome.
+
+    Returns:
+        The content of `result.json` on the chief, and an empty dict on the other workers.
+
+    Raises:
+        UnreadableImageError: A training or validation image cannot be decoded.
+        RunStoppedError: All workers stopped together. `run_training` lists the reasons.
+    """
     run_folder, plan, options = prepared.run_folder, prepared.plan, prepared.options
     cluster = prepared.cluster
     if cluster.is_chief:
@@ -112,7 +129,7 @@ def train(
     except tf.errors.InvalidArgumentError as error:
         raise unreadable_images(prepared, position) or error from error
     except RunStoppedError:
-        # They are all here: nobody waits for one that is gone.
+        # All workers raise it at the same step, so none waits for one that is gone.
         distribution.wait_for_all_workers(strategy)
         raise
     result = summarize(model, run_folder, position) if cluster.is_chief else {}
@@ -121,7 +138,10 @@ def train(
 
 
 def record_user_code(recipe: Recipe, run_folder: RunFolder, position: TrainingPosition) -> None:
-    """Records the code of the user's functions, and warns of code that changed in mid-run."""
+    """Records the code of the user's functions.
+
+    It prints a warning for each function whose code has changed since the run began.
+    """
     digests = user_code.digests_of(catalogue.user_functions(recipe.model, recipe.dataset))
     for name in run_folder.record_user_code(digests, position.step):
         print(
@@ -134,10 +154,15 @@ def record_user_code(recipe: Recipe, run_folder: RunFolder, position: TrainingPo
 def restore_newest_checkpoint(
     model: DataParallelModel, prepared: PreparedRun, position: TrainingPosition
 ) -> checkpoints.Checkpoint:
-    """Continues from the newest complete checkpoint; returns it, or an empty one of step 0.
+    """Restores the newest complete checkpoint.
+
+    It sets the variables of the model and the optimizer, and the position.
+
+    Returns:
+        The checkpoint, or an empty one of step 0 if there is none.
 
     Raises:
-        ValueError: the checkpoint does not fit the recipe or the model.
+        ValueError: The checkpoint does not fit the recipe or the model.
     """
     checkpoint = checkpoints.load_newest_checkpoint(prepared.run_folder.checkpoints)
     if checkpoint is None:
@@ -155,14 +180,16 @@ def restore_newest_checkpoint(
 def agree_on_start(
     strategy: tf.distribute.Strategy, run_folder: RunFolder, position: TrainingPosition
 ) -> bool:
-    """Makes sure that all workers start where the chief does, in one exchange.
+    """Checks that all workers start where the chief does.
+
+    This takes one exchange of values with the chief.
 
     Returns:
-        Whether the chief recorded the last epoch before this position; False: it was interrupted
-        while it was evaluated.
+        Whether the chief recorded the last epoch before this position. If not, the run was
+        interrupted while that epoch was evaluated.
 
     Raises:
-        ValueError: this worker and the chief see different checkpoints.
+        ValueError: This worker and the chief see different checkpoints.
     """
     recorded = [epoch["epoch"] for epoch in run_folder.read_metrics()]
     is_evaluated = position.step_in_epoch > 0 or position.epoch in (0, *recorded)
@@ -185,14 +212,15 @@ def create_callbacks(
     notice: PreemptionNotice,
     watchdog: Watchdog,
 ) -> list[keras.callbacks.Callback]:
-    """Makes the callbacks of a worker, in the order in which they must be called.
+    """Makes the callbacks of a worker.
 
-    Every worker counts and decides. The chief alone shows, records and saves.
+    They are in the order in which they must be called. Every worker counts steps and decides when
+    to stop. Only the chief shows progress, records metrics and saves checkpoints.
     """
     options = prepared.options
     return [
-        position,  # first: all others read it
-        Activity(watchdog, position),  # before whatever may take long
+        position,  # first: all other callbacks read it
+        Activity(watchdog, position),  # before any callback that may take long
         MetricsRestorer(restored.select("metrics/") if position.step_in_epoch else {}),
         NonFinitePolicy(  # before anything of a bad step is recorded or saved
             position,
@@ -209,7 +237,11 @@ def create_callbacks(
 def callbacks_of_chief(
     prepared: PreparedRun, position: TrainingPosition, restored: checkpoints.Checkpoint
 ) -> list[keras.callbacks.Callback]:
-    """Makes the callbacks that show, record and save, in the order that they need."""
+    """Makes the callbacks that only the chief has.
+
+    They show progress, record metrics and save checkpoints. They are in the order in which they
+    must be called.
+    """
     recipe, run_folder, options = prepared.plan.recipe, prepared.run_folder, prepared.options
     num_workers, so_far = prepared.cluster.num_workers, restored.epoch_so_far
     noise = GradientNoiseScale(position, so_far.get("gradient_noise"))
@@ -221,7 +253,7 @@ def callbacks_of_chief(
         recorder,
         TensorBoardScalars(run_folder, position),  # reads what the recorder wrote
         ProgressBar(position, recipe.epochs),
-        CheckpointWriter(  # saves what the recorder and the noise have summed up so far
+        CheckpointWriter(  # also saves the sums of the recorder and the noise so far
             run_folder.checkpoints,
             position,
             every_steps=options.checkpoint_every_steps,
@@ -243,7 +275,11 @@ def finish_epoch(
     callbacks: list[keras.callbacks.Callback],
     restored: checkpoints.Checkpoint,
 ) -> None:
-    """Evaluates and records the epoch whose last step was restored, as `fit` would have."""
+    """Evaluates and records an epoch that was restored.
+
+    It is for a checkpoint of the last step of an epoch that was not evaluated. It does what `fit`
+    would have done.
+    """
     evaluation = model.evaluate(
         builders.evaluation_dataset(prepared.validation, strategy),
         steps=builders.evaluation_steps(prepared.validation, strategy),
@@ -265,15 +301,16 @@ def fit(
     position: TrainingPosition,
     callbacks: list[keras.callbacks.Callback],
 ) -> None:
-    """Runs the steps that are left, with Keras `fit`: one call a phase of the plan.
+    """Runs the steps that are left, with Keras `fit`.
 
-    A half-done epoch comes first, in a call by itself.
+    There is one call for each phase of the plan. If the run continues inside an epoch, the rest of
+    that epoch comes first, in a separate call.
     """
     while position.step < prepared.plan.total_steps:
         phase = position.phase
         is_whole_epoch = position.step_in_epoch == 0
         if position.step == phase.first_step:
-            # Else Keras would widen the compiled step of the phase before to batches of any size.
+            # Otherwise Keras would generalize the last phase's compiled step to any batch size.
             model.make_train_function(force=True)
         model.fit(
             training_dataset(prepared, strategy, position),
@@ -291,7 +328,14 @@ def fit(
 def unreadable_images(
     prepared: PreparedRun, position: TrainingPosition
 ) -> input_pipeline.UnreadableImageError | None:
-    """Finds the images at fault when the input of the step under way could not be decoded."""
+    """Returns an error that names images that cannot be decoded.
+
+    It looks at the images of the current step, and then at the validation images.
+
+    Returns:
+        The error. None if the data have no encoded images that are found by number, or if all of
+        these images can be decoded.
+    """
     train, validation = prepared.train, prepared.validation
     kind = input_pipeline.EncodedImages
     if not isinstance(train, kind) or not isinstance(validation, kind):
@@ -317,7 +361,10 @@ def unreadable_images(
 def training_dataset(
     prepared: PreparedRun, strategy: tf.distribute.Strategy, position: TrainingPosition
 ) -> Any:
-    """The training images from a position to the end of its phase, divided among the replicas."""
+    """Returns the training images that follow a position.
+
+    They go on to the end of the phase, and are divided among the replicas.
+    """
     phase = position.phase
     return distribution.distribute_dataset(
         strategy,
@@ -329,7 +376,7 @@ def training_dataset(
             replica_ids=list(replica_ids),
             seed=prepared.plan.recipe.seed,
             augmentation=prepared.augmentation,
-            # The pipeline counts steps as if kn had been that of this phase from the start.
+            # The pipeline counts steps as if every epoch so far had had the kn of this phase.
             start_step=position.epoch * phase.steps_per_epoch + position.step_in_epoch,
             with_ids=prepared.options.audit_data,
             num_threads=prepared.options.input_threads,
@@ -340,7 +387,10 @@ def training_dataset(
 def summarize(
     model: DataParallelModel, run_folder: RunFolder, position: TrainingPosition
 ) -> dict[str, Any]:
-    """Writes and returns the outcome; errors in percent."""
+    """Writes the outcome to `result.json` and returns it.
+
+    Errors are in percent.
+    """
     metrics = run_folder.read_metrics()
     result = {
         "epochs": position.epoch,
@@ -358,7 +408,11 @@ def summarize(
 
 
 def weights_sha256(model: keras.Model) -> str:
-    """Digest over all model variables in order, as little-endian bytes: equal iff bit-identical."""
+    """Returns the SHA-256 of a model's variables, in hexadecimal.
+
+    It covers all variables in order, as little-endian bytes. Two models have equal digests if and
+    only if their variables are bit-identical.
+    """
     digest = hashlib.sha256()
     for variable in model.variables:
         digest.update(variable.numpy().tobytes())

@@ -83,7 +83,7 @@ def supervise(
             grace_secs=grace_secs,
         )
     except launcher.WorkerFailedError as failure:
-        # SIGTERM came too late to save, or too early to have anything to save: the run did not fail.
+        # SIGTERM came too late to save, or before there was anything to save: this is no failure.
         if notice.received and failure.status in (None, -signal.SIGTERM):
             sys.exit(exits.PREEMPTED)
         sys.exit(max(failure.status or 0, exits.FAILED))  # a signal's status is negative

@@ -1,10 +1,13 @@
-"""Builds the model that a recipe names, of this package or of the user's.
+"""Builds the model that a recipe names.
 
-A builder is a function `(num_classes, image_shape, seed, dtype) -> keras.Model`. It may also take
-`zero_gamma`. The model takes images [micro_batch, height, width, channels], with pixels from 0 to
-255, and returns logits [micro_batch, num_classes]. Keras', NumPy's and Python's random generators
-are seeded before it is called, so that initializers without a seed give the same weights in every
-process. Keras' dtype policy is that of the recipe's precision while it is called.
+The builder of the model is a function of this package or of the user's, of the form
+`(num_classes, image_shape, seed, dtype) -> keras.Model`. It may also take `zero_gamma`. The model
+takes images [micro_batch, height, width, channels], with pixels from 0 to 255. It returns logits
+[micro_batch, num_classes].
+
+Before a builder is called, Keras', NumPy's and Python's random generators are seeded. So
+initializers without a seed give the same weights in every process. During the call, Keras' dtype
+policy is that of the recipe's precision.
 """
 
 import contextlib
@@ -29,7 +32,9 @@ _PROBABILITIES = (keras.activations.softmax, keras.activations.sigmoid)
 
 
 def build_model(recipe: Recipe, num_classes: int, image_shape: Sequence[int]) -> keras.Model:
-    """Builds the model of a recipe. Its initial weights depend on the recipe alone.
+    """Builds the model of a recipe.
+
+    Its initial weights depend only on the recipe.
 
     Args:
         recipe: Names the model, its seed and its precision.
@@ -37,12 +42,12 @@ def build_model(recipe: Recipe, num_classes: int, image_shape: Sequence[int]) ->
         image_shape: (height, width, channels).
 
     Raises:
-        ValueError: The builder cannot be imported, or what it returns is not a model from such
-            images to such logits.
+        ValueError: The builder cannot be imported. Or it does not return a model that takes such
+            images and returns such logits.
     """
     policy = _PRECISION_POLICIES[recipe.precision]
     keras.utils.set_random_seed(recipe.seed)
-    keras.backend.reset_uids()  # names of layers, hence of variables, do not depend on the past
+    keras.backend.reset_uids()  # layers and variables get the same names in each call
     with _dtype_policy(policy):
         model = _builder(recipe)(
             num_classes=num_classes, image_shape=tuple(image_shape), seed=recipe.seed, dtype=policy
@@ -54,10 +59,11 @@ def build_model(recipe: Recipe, num_classes: int, image_shape: Sequence[int]) ->
 
 
 def num_values(recipe: Recipe, num_classes: int, image_shape: Sequence[int]) -> int:
-    """Counts the numbers in a model's weights and statistics, without memory for them.
+    """Counts the numbers in a model's weights and statistics.
 
-    The model is built in a graph that is thrown away, so TensorFlow does not start: a strategy can
-    still be created. Arguments and errors are those of `build_model`.
+    It needs no memory for them, since the model is built in a graph that is thrown away. It does
+    not start TensorFlow, so a strategy can still be created afterwards. Arguments and errors are
+    those of `build_model`.
     """
     with tf.Graph().as_default(), keras.StatelessScope():
         model = build_model(recipe, num_classes, image_shape)
@@ -65,7 +71,13 @@ def num_values(recipe: Recipe, num_classes: int, image_shape: Sequence[int]) -> 
 
 
 def _builder(recipe: Recipe) -> Callable[..., keras.Model]:
-    """Returns the function behind a recipe's model, which decides about zero gamma if it can."""
+    """Returns the function that builds a recipe's model.
+
+    A function that takes `zero_gamma` gets the recipe's.
+
+    Raises:
+        ValueError: The recipe sets `zero_gamma` to False, and the function does not take it.
+    """
     entry = catalogue.MODELS.get(recipe.model)
     builder = entry.load() if entry else load_user_function(recipe.model)
     if "zero_gamma" in inspect.signature(builder).parameters:
@@ -80,9 +92,16 @@ def _builder(recipe: Recipe) -> Callable[..., keras.Model]:
 
 
 def _check(name: str, model: keras.Model, num_classes: int, image_shape: tuple[int, ...]) -> None:
-    """Builds a model that is not built yet, and refuses one that does not suit the data."""
+    """Refuses a model that does not suit the data.
+
+    A model that is not built yet is built first.
+
+    Raises:
+        ValueError: The shapes of the images or logits are wrong, or the model ends in
+            probabilities.
+    """
     if not getattr(model, "inputs", None):
-        model(keras.Input(image_shape, dtype="uint8"))  # a Sequential learns its inputs
+        model(keras.Input(image_shape, dtype="uint8"))  # this tells a Sequential its input shape
     inputs = getattr(model, "inputs", None) or [keras.Input(image_shape)]
     outputs = getattr(model, "outputs", None) or [model(inputs[0])]
     received = [tuple(tensor.shape) for tensor in (*inputs, *outputs)]
@@ -103,7 +122,10 @@ def _check(name: str, model: keras.Model, num_classes: int, image_shape: tuple[i
 
 
 def _fits(received: list[tuple[int | None, ...]], expected: list[tuple[int | None, ...]]) -> bool:
-    """Returns whether shapes are the expected ones, where None in a received one fits any size."""
+    """Returns whether shapes are the expected ones.
+
+    None in a received shape fits any size.
+    """
     return len(received) == len(expected) and all(
         len(shape) == len(wanted)
         and all(r in (None, w) for r, w in zip(shape, wanted, strict=True))

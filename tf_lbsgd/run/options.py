@@ -30,8 +30,8 @@ class RunOptions:
     )
     deterministic: bool = setting(
         fields.boolean(),
-        "Make two runs of a recipe bit-identical if their machines and layouts are the same. This is "
-        "slower.",
+        "Make two runs of a recipe bit-identical if their machines and layouts are the same. This "
+        "is slower.",
         default=False,
     )
     checkpoint_every_steps: int | None = setting(

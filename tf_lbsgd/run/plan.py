@@ -28,8 +28,8 @@ class Phase:
         global_batch_size: kn, images in a step.
         micro_batches_per_step: k = kn / n.
         steps_per_epoch: floor(num_train_examples / kn), in steps.
-        dropped_images_per_epoch: num_train_examples mod kn, in images. They are the end of the
-            shuffle, and other images in each epoch.
+        dropped_images_per_epoch: num_train_examples mod kn, in images. They come last in the
+            shuffled order, so they are different images in each epoch.
         first_step: First step of the phase, from 0.
     """
 
@@ -163,7 +163,7 @@ class Plan:
         return phase.first_epoch + (step - phase.first_step) // phase.steps_per_epoch
 
     def step_in_epoch(self, step: int) -> int:
-        """Returns the number of a step in its epoch, from 0."""
+        """Returns a step's number in its epoch, from 0."""
         phase = self.phase_of(step)
         return (step - phase.first_step) % phase.steps_per_epoch
 
@@ -185,7 +185,7 @@ class Plan:
     def dropped_images_per_epoch(self) -> int:
         """Images left out of an epoch: num_train_examples mod kn.
 
-        They are the end of the shuffle, and other images in each epoch.
+        They come last in the shuffled order, so they are different images in each epoch.
         """
         return self.phases[0].dropped_images_per_epoch
 
@@ -275,9 +275,9 @@ class Plan:
         return tuple((s, self.learning_rate(s)) for s in sorted(steps) if s < self.total_steps)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the plan as JSON values, as `plan --json` prints them.
+        """Returns the plan as JSON values.
 
-        The rates are [step, rate] pairs.
+        `plan --json` prints them. The rates are [step, rate] pairs.
         """
         return {
             "global_batch_size": self.recipe.global_batch_size,

@@ -55,8 +55,8 @@ class Recipe:
     )
     image_size: int | None = setting(
         fields.integer(1),
-        "Height and width of the input images, in pixels. Unset: the size of the images in the data "
-        "set, or 224 if they are resized.",
+        "Height and width of the input images, in pixels. Unset: the size of the images in the "
+        "data set, or 224 if they are resized.",
         default=None,
         is_optional=True,
     )
@@ -111,14 +111,15 @@ class Recipe:
     )
     warmup: str = setting(
         fields.one_of(WARMUPS),
-        "Warmup of the rate where the global batch exceeds the reference batch: gradual (a constant "
-        "increment each step), constant (the base rate, then a jump) or none (section 2.2).",
+        "Warmup of the rate where the global batch exceeds the reference batch: gradual (a "
+        "constant increment each step), constant (the base rate, then a jump) or none (section "
+        "2.2).",
         default="gradual",
     )
     warmup_epochs: float | None = setting(
         fields.number(0),
-        "Length of the warmup, in epochs. Unset: 5 as in the paper, and proportionally less in runs "
-        "of fewer than 90 epochs.",
+        "Length of the warmup, in epochs. Unset: 5 as in the paper, and proportionally less in "
+        "runs of fewer than 90 epochs.",
         default=None,
         is_optional=True,
     )
@@ -220,7 +221,7 @@ class Recipe:
             )
 
     def _check_durations(self) -> None:
-        # A change inside the warmup would have no clear meaning. A warmup that is off has no length.
+        # A change of rate or batch inside the warmup would have no clear meaning.
         earliest = self.resolved_warmup_epochs if self.has_warmup else 0.0
         if earliest > self.epochs:
             raise refusal(

@@ -111,7 +111,7 @@ def _with_neighbours(path: Path) -> set[Path]:
 
 
 def _files_of(folder: Path, name: str) -> list[Path]:
-    """Returns the files of a module or package in a folder.
+    """Returns a module's or package's files in a folder.
 
     The list is empty if there is no such module or package.
     """
