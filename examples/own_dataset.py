@@ -1,4 +1,4 @@
-"""Trains on your own data set without changing the package.
+r"""Trains on your own data set without changing the package.
 
     python -m tf_lbsgd.cli.launch --num_workers=2 -- --run_dir=runs/own_dataset \
         --dataset=examples.own_dataset:shoes --model=resnet8 --epochs=6 \

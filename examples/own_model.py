@@ -1,4 +1,4 @@
-"""Trains your own model without changing the package.
+r"""Trains your own model without changing the package.
 
     python -m tf_lbsgd.cli.launch --num_workers=2 -- --flagfile=flags/quickstart.flags \
         --model=examples.own_model:small_network --run_dir=runs/own_model

@@ -1,4 +1,4 @@
-"""Runs several workers on this machine.
+r"""Runs several workers on this machine.
 
     python -m tf_lbsgd.cli.launch --num_workers=2 -- --flagfile=flags/quickstart.flags \
         --run_dir=runs/quickstart

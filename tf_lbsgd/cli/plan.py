@@ -1,4 +1,4 @@
-"""Prints what a recipe would do, without starting it.
+r"""Prints what a recipe would do, without starting it.
 
     python -m tf_lbsgd.cli.plan --flagfile=flags/quickstart.flags --num_replicas=2 [--json]
     python -m tf_lbsgd.cli.plan --flagfile=flags/resnet50_imagenet_8k.flags \

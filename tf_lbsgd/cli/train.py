@@ -1,4 +1,4 @@
-"""Trains a model as a recipe says.
+"""Trains the model of a recipe.
 
     python -m tf_lbsgd.cli.train --flagfile=flags/quickstart.flags --run_dir=runs/quickstart
 

@@ -36,8 +36,7 @@ class RunOptions:
     )
     checkpoint_every_steps: int | None = setting(
         fields.integer(1),
-        "Number of steps between checkpoints within an epoch. Unset: save at the end of each epoch "
-        "only.",
+        "Number of steps between checkpoints in an epoch. Unset: save at the end of each epoch.",
         default=None,
         is_optional=True,
     )

@@ -97,7 +97,7 @@ class Recipe:
     )
     lars_trust_coefficient: float = setting(
         fields.positive_number(),
-        "Trust coefficient of LARS: the size of a step relative to the weights at rate 1.",
+        "Trust coefficient of LARS: the size of a layer's step relative to its weights at rate 1.",
         default=0.001,
     )
     base_learning_rate: float = setting(
@@ -105,8 +105,8 @@ class Recipe:
     )
     reference_batch_size: int = setting(
         fields.integer(1),
-        "Global batch size for which the base learning rate is meant. The rate is scaled in "
-        "proportion to the batch size (section 2.1).",
+        "Global batch size at which the learning rate is the base learning rate. The rate is "
+        "scaled in proportion to the batch size (section 2.1).",
         default=256,
     )
     warmup: str = setting(
