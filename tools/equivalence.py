@@ -1,4 +1,4 @@
-"""Shows that the number of workers does not change what is computed, only rounding.
+"""Shows that another number of workers changes only rounding.
 
     python tools/equivalence.py --output=docs/equivalence.md
 
@@ -11,8 +11,6 @@ Runs that are complete in --run_dir are not repeated.
 """
 
 import dataclasses
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -20,25 +18,23 @@ import numpy as np
 from absl import app, flags
 from state_differences import GROUPS, read_state, relative_differences
 from tqdm import tqdm
+from worker_processes import ONE_THREAD, run_binary, threads
 
 from tf_lbsgd import builders, checkpoints
 from tf_lbsgd.cli import flag_definitions
 from tf_lbsgd.preparation import prepare_run
+from tf_lbsgd.report import markdown_table
 from tf_lbsgd.run.folder import RunFolder
 from tf_lbsgd.run.recipe import Recipe
 from tf_lbsgd.step import audit
 from tf_lbsgd.workers.cluster import Cluster
 
-_RUN_DIR = flags.DEFINE_string("run_dir", "runs/equivalence", "Where the runs are kept.")
-_OUTPUT = flags.DEFINE_string("output", None, "Also write the table here, as Markdown.")
-_CASES = flags.DEFINE_list("cases", None, "Which cases; all if not given.")
+_RUN_DIR = flags.DEFINE_string("run_dir", "runs/equivalence", "Folder in which the runs are kept.")
+_OUTPUT = flags.DEFINE_string("output", None, "File to which the table is written as Markdown.")
+_CASES = flags.DEFINE_list("cases", None, "Names of the cases to run. [all]")
 
 _STEPS = 50
 _PERTURBED_RUNS = 8
-_ONE_THREAD = dict.fromkeys(
-    ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"), "1"
-)
-_TWO_THREADS = dict.fromkeys(_ONE_THREAD, "2")
 
 _BASE = Recipe(
     model="resnet8",
@@ -72,19 +68,19 @@ CASES = {
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How the work of a step is divided.
+    """Describes how the work of a step is divided.
 
     Attributes:
-        title: Shown in the table.
-        num_workers: Processes.
-        cpu_replicas: Replicas in each.
-        environment: Numbers of threads.
+        title: Name of the layout in the table.
+        num_workers: Number of worker processes.
+        cpu_replicas: Number of replicas in each process.
+        environment: Environment variables that set the number of threads.
     """
 
     title: str
     num_workers: int = 1
     cpu_replicas: int = 1
-    environment: dict[str, str] = dataclasses.field(default_factory=lambda: _ONE_THREAD)
+    environment: dict[str, str] = dataclasses.field(default_factory=lambda: ONE_THREAD)
 
 
 REFERENCE = Layout("1 worker")
@@ -93,7 +89,7 @@ LAYOUTS = (
     Layout("3 workers", num_workers=3),
     Layout("4 workers", num_workers=4),
     Layout("1 worker, 4 replicas (MirroredStrategy)", cpu_replicas=4),
-    Layout("1 worker, 2 threads a kernel", environment=_TWO_THREADS),
+    Layout("1 worker, 2 threads a kernel", environment=threads(2)),
 )
 
 
@@ -104,7 +100,7 @@ def main(_: list[str]) -> None:
     rows = []
     for name, recipe in cases.items():
         rows += compare_case(name, recipe, folder / name.replace(" ", ""))
-    table = format_table(rows)
+    table = markdown_table([_HEADER, *rows])
     print(table)
     if _OUTPUT.value:
         Path(_OUTPUT.value).write_text(_PREAMBLE + table)
@@ -112,7 +108,7 @@ def main(_: list[str]) -> None:
 
 
 def compare_case(name: str, recipe: Recipe, folder: Path) -> list[list[str]]:
-    """Runs a recipe in all layouts and returns a table row for each."""
+    """Runs a recipe in all layouts and returns table rows."""
     k = recipe.global_batch_size // recipe.micro_batch_size
     layouts = [layout for layout in LAYOUTS if k % layout.num_workers == 0]
     with tqdm(total=1 + len(layouts) + _PERTURBED_RUNS, desc=name, leave=False) as bar:
@@ -139,20 +135,19 @@ def compare_case(name: str, recipe: Recipe, folder: Path) -> list[list[str]]:
 
 
 def run(recipe: Recipe, layout: Layout, run_dir: Path) -> Path:
-    """Trains a recipe in a layout, unless that is done; returns the run folder."""
+    """Trains a recipe in a layout.
+
+    Returns the run folder. A run that is complete is not repeated.
+    """
     RunFolder(run_dir).check(recipe)
     if RunFolder(run_dir).read_result():
         return run_dir
-    completed = subprocess.run(
-        [
-            *(sys.executable, "-m", "tf_lbsgd.cli.launch", f"--num_workers={layout.num_workers}"),
-            *("--", f"--run_dir={run_dir}", f"--cpu_replicas={layout.cpu_replicas}"),
-            *("--audit_data", "--checkpoint_every_steps=1", f"--keep_checkpoints={_STEPS + 10}"),
-            *flag_definitions.flags_from_recipe(recipe),
-        ],
-        env={**os.environ, **layout.environment},
-        capture_output=True,
-        text=True,
+    completed = run_binary(
+        *("launch", f"--num_workers={layout.num_workers}", "--"),
+        *(f"--run_dir={run_dir}", f"--cpu_replicas={layout.cpu_replicas}"),
+        *("--audit_data", "--checkpoint_every_steps=1", f"--keep_checkpoints={_STEPS + 10}"),
+        *flag_definitions.flags_from_recipe(recipe),
+        **layout.environment,
     )
     if completed.returncode:
         sys.exit(f"{layout.title} failed:\n{completed.stdout}{completed.stderr}")
@@ -160,7 +155,10 @@ def run(recipe: Recipe, layout: Layout, run_dir: Path) -> Path:
 
 
 def compare(run_dir: Path, reference: Path) -> dict[str, float]:
-    """Returns relative differences: weights after step 1, and all after the last compared step."""
+    """Returns the relative differences between two runs by name.
+
+    "first" is that of the weights after step 1. The others are those after the last compared step.
+    """
     first = relative_differences(read_state(run_dir, 1), read_state(reference, 1))
     last = relative_differences(read_state(run_dir, _STEPS), read_state(reference, _STEPS))
     losses = [RunFolder(f).read_metrics()[-1]["train_loss"] for f in (run_dir, reference)]
@@ -178,7 +176,7 @@ def sequence(run_dir: Path) -> list[list[int]]:
 
 
 def write_perturbed_start(run_dir: Path, recipe: Recipe, seed: int) -> None:
-    """Makes a run folder that starts from the recipe's initial weights, each one ulp off.
+    """Writes initial weights that are one ulp off.
 
     A run continued from it shows how far rounding alone carries the weights apart.
     """
@@ -206,12 +204,6 @@ _HEADER = (
     *(f"{group}, step {_STEPS}" for group in GROUPS),
     "training loss",
 )
-
-
-def format_table(rows: list[list[str]]) -> str:
-    """Returns a Markdown table."""
-    lines = [list(_HEADER), ["---"] * len(_HEADER), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 _PREAMBLE = f"""# Any number of workers computes the same

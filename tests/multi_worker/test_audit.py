@@ -3,13 +3,9 @@
 Proved on what entered the steps of real worker processes, not on what the pipeline meant.
 """
 
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
-from commands import train
+from commands import run_tool, train
 
 from tf_lbsgd.step import audit
 
@@ -25,7 +21,6 @@ RECIPE = (
     "--audit_data",
 )
 EPOCHS_OF_STEPS = [range(e * STEPS_PER_EPOCH, (e + 1) * STEPS_PER_EPOCH) for e in range(EPOCHS)]
-TOOL = Path(__file__).parents[2] / "tools" / "verify_audit.py"
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +52,7 @@ def test_workers_divide_the_same_sequence(runs):
 
 
 def verify(run_dir):
-    return subprocess.run(
-        [sys.executable, str(TOOL), f"--run_dir={run_dir}"], capture_output=True, text=True
-    )
+    return run_tool("verify_audit", f"--run_dir={run_dir}")
 
 
 def test_the_tool_confirms_an_exact_run_and_names_dropped_images(runs):

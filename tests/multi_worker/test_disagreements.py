@@ -3,11 +3,11 @@
 import os
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from worker_processes import ONE_THREAD, binary_command, end_all, environment, run_binary, start
 
 from tf_lbsgd.workers.cluster import Cluster
 from tf_lbsgd.workers.exits import MISCONFIGURED
@@ -28,9 +28,9 @@ _LONGEST_SECS = 30.0
 
 def train(cluster: Cluster, run_dir: Path, *flags: str) -> subprocess.Popen:
     """Starts one worker as a user does, on a terminal of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "tf_lbsgd.cli.train", f"--run_dir={run_dir}", *RECIPE, *flags],
-        env=os.environ | {"TF_CONFIG": cluster.to_tf_config(), "TF_NUM_INTRAOP_THREADS": "1"},
+    return start(
+        binary_command("train", f"--run_dir={run_dir}", *RECIPE, *flags),
+        environment(**ONE_THREAD, TF_CONFIG=cluster.to_tf_config()),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -40,12 +40,12 @@ def train(cluster: Cluster, run_dir: Path, *flags: str) -> subprocess.Popen:
 def refusals(*workers: subprocess.Popen) -> list[str]:
     """What each worker says on its terminal, when it refuses in time and has trained nothing."""
     started = time.monotonic()
+    try:
+        outputs = [worker.communicate(timeout=_LONGEST_SECS) for worker in workers]
+    finally:
+        end_all(workers)
     said = []
-    for worker in workers:
-        try:
-            output, errors = worker.communicate(timeout=_LONGEST_SECS)
-        finally:
-            worker.kill()
+    for worker, (output, errors) in zip(workers, outputs, strict=True):
         assert worker.returncode == MISCONFIGURED, output + errors
         assert "epoch" not in output
         assert errors.startswith("Error: ")
@@ -120,13 +120,8 @@ def test_a_missing_worker_a_missing_chief_and_a_taken_port_are_named(addresses, 
 
 
 def test_doctor_finds_the_same_and_shows_what_is_well(addresses, tmp_path):
-    command = [sys.executable, "-m", "tf_lbsgd.cli.launch", "--num_workers=2", "--binary=doctor"]
-    done = subprocess.run(
-        [*command, "--", f"--run_dir={tmp_path / 'run'}", *RECIPE],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    launch = ("launch", "--num_workers=2", "--binary=doctor", "--")
+    done = run_binary(*launch, f"--run_dir={tmp_path / 'run'}", *RECIPE, timeout_secs=60)
     assert (done.returncode, done.stderr) == (0, "")
     checks = [line.split("  ")[0:2] for line in done.stdout.splitlines()]
     assert len(checks) == 7

@@ -5,6 +5,7 @@ import pytest
 from commands import epoch_metrics, train
 from local_cluster import run_workers
 from state_differences import GROUPS, read_state, relative_differences
+from worker_processes import ONE_THREAD
 
 # k = 4 micro-batches of 32 a step, 5 steps an epoch, 20 steps: warmup, full rate and two drops.
 STEPS = 20
@@ -22,14 +23,9 @@ RECIPE = (
     "--label_smoothing=0.1",
     "--seed=3",
 )
-# The kernels of one thread add up in the same order in every layout. (With another number of
-# threads a kernel splits its sums elsewhere: tools/equivalence.py measures that.)
+# All run on one thread. (With another number of threads a kernel splits its sums elsewhere:
+# tools/equivalence.py measures that.)
 KEEP_ALL = ("--checkpoint_every_steps=1", f"--keep_checkpoints={STEPS}")
-ONE_THREAD = {
-    "TF_NUM_INTRAOP_THREADS": "1",
-    "TF_NUM_INTEROP_THREADS": "1",
-    "OMP_NUM_THREADS": "1",
-}
 
 # What is left is the order in which 4 micro-batches are added: ((a+b)+c)+d in one process,
 # (a+b)+(c+d) on two workers, in ring order on four. Each of 3 additions rounds by at most
@@ -51,9 +47,7 @@ def relative(one: list, other: list) -> float:
     return float(np.linalg.norm(one - other) / np.linalg.norm(other))
 
 
-def test_a_smooth_network_differs_by_summation_error_after_twenty_steps(tmp_path, monkeypatch):
-    for name, value in ONE_THREAD.items():
-        monkeypatch.setenv(name, value)
+def test_a_smooth_network_differs_by_summation_error_after_twenty_steps(tmp_path):
     runs = {n: run_workers("smooth_network", n, tmp_path / str(n)) for n in (1, 2, 4)}
     reference = runs[1][0]
     for workers in (runs[2], runs[4]):

@@ -1,16 +1,13 @@
 """Two workers train on the same photographs, stored in three ways: step by step the same."""
 
 import pathlib
-import subprocess
-import sys
 
 import pytest
-from commands import epoch_metrics, train
+from commands import epoch_metrics, run_tool, train
 
 from tf_lbsgd.step import audit
 
-ROOT = pathlib.Path(__file__).parents[2]
-PHOTOS = ROOT / "tests/data/photos"
+PHOTOS = pathlib.Path(__file__).parents[1] / "data/photos"
 MODELS = {
     "resnet8": ["--image_size=32", "--global_batch_size=12", "--micro_batch_size=3"],
     "resnet50": ["--image_size=224", "--global_batch_size=8", "--micro_batch_size=2"],
@@ -22,11 +19,8 @@ def test_losses_do_not_depend_on_how_the_images_are_stored(model, tmp_path):
     shards = tmp_path / "shards"
     for form in ("tfrecord", "arrayrecord"):
         arguments = (f"--input={PHOTOS}", f"--output={shards}", f"--format={form}")
-        subprocess.run(
-            [sys.executable, str(ROOT / "tools/make_shards.py"), *arguments],
-            check=True,
-            capture_output=True,
-        )
+        made = run_tool("make_shards", *arguments)
+        assert made.returncode == 0, made.stderr
     runs = {}
     for dataset in (f"folder:{PHOTOS}", f"tfrecord:{shards}", f"arrayrecord:{shards}"):
         form = dataset.split(":")[0]

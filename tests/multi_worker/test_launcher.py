@@ -2,20 +2,19 @@
 
 import contextlib
 import json
-import os
 import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 from commands import epoch_metrics, run, train
+from worker_processes import binary_command, environment, start, wait_until
 
 from tf_lbsgd.run.folder import RunFolder
 from tf_lbsgd.workers import launcher
@@ -63,9 +62,9 @@ class Launch:
     def __init__(self, run_dir: Path, flags: tuple[str, ...] = ()):
         self.run_dir = run_dir
         self.arguments = ("--num_workers=2", *flags, "--", f"--run_dir={run_dir}", *RECIPE)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tf_lbsgd.cli.launch", *self.arguments],
-            env={k: v for k, v in os.environ.items() if k != "TF_CONFIG"},
+        self._process = start(
+            binary_command("launch", *self.arguments),
+            environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -114,13 +113,6 @@ class Launch:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         self._process.communicate()
-
-
-def wait_until(condition: Callable[[], bool], timeout_secs: float) -> None:
-    deadline = time.monotonic() + timeout_secs
-    while not condition():
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.005)
 
 
 def tf_config(worker: psutil.Process) -> dict:

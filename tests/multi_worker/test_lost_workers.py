@@ -6,7 +6,7 @@ import time
 
 import pytest
 from commands import epoch_metrics
-from worker_processes import program_workers, training_workers
+from unsupervised import program_workers, training_workers
 
 from tf_lbsgd.cli.process import FAILED
 
@@ -44,7 +44,7 @@ def test_a_worker_that_is_gone_is_named_by_the_other(number, deadline_secs, tmp_
 def test_a_worker_whose_data_hang_is_named_and_all_end(tmp_path):
     stuck = {"worker": 1, "first_step": 8, "seconds": 1e6, "step_timeout_secs": 3.0}
     with program_workers("slow_data", tmp_path / "run", 2, **stuck) as workers:
-        assert workers.end(150.0) == [FAILED, FAILED]
+        assert workers.wait(150.0) == [FAILED, FAILED]
         named = r"Nothing happened for \d+ s .* Stuck: worker 1 \(localhost:\d+\) after step \d+, "
         found = [re.search(named + "training, waiting for data", workers.output(i)) for i in (0, 1)]
         assert any(found), workers.output(0) + workers.output(1)
@@ -55,7 +55,7 @@ def test_a_worker_whose_data_hang_is_named_and_all_end(tmp_path):
 def test_a_slow_worker_is_named_within_twenty_steps(tmp_path):
     slow = {"worker": 1, "first_step": 10, "seconds": 0.25, "step_timeout_secs": 600.0}
     with program_workers("slow_data", tmp_path / "run", 2, **slow) as workers:
-        assert workers.end(150.0) == [0, 0], workers.output(0)
+        assert workers.wait(150.0) == [0, 0], workers.output(0)
         assert "Worker 1 is slow: " in workers.output(0)
         assert "s for data and computes" in workers.output(0)
     first = epoch_metrics(tmp_path / "run")[0]  # 25 steps, 15 of them slow

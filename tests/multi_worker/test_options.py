@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from commands import epoch_metrics, run, train
 from local_cluster import run_workers
+from worker_processes import ONE_THREAD
 
 EVERYTHING = (
     "--model=resnet8",
@@ -25,7 +26,6 @@ EVERYTHING = (
     "--ema_momentum=0.8",
     "--nozero_gamma",
 )
-ONE_THREAD = {"TF_NUM_INTRAOP_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
 @pytest.mark.parametrize("optimizer", ["momentum", "lars", "corrected"])

@@ -3,13 +3,13 @@
 import json
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from commands import epoch_metrics, train
-from worker_processes import preempted_step, training_workers
+from unsupervised import preempted_step, training_workers
+from worker_processes import ONE_THREAD, binary_command, end_all, environment, start
 
 from tf_lbsgd.workers.exits import PREEMPTED
 
@@ -34,7 +34,6 @@ RECIPE = (
     "--deterministic",
     "--audit_data",
 )
-ONE_THREAD = {"TF_NUM_INTRAOP_THREADS": "1", "OMP_NUM_THREADS": "1"}
 DURATIONS = {"images_per_second", "seconds"}
 
 
@@ -69,7 +68,7 @@ def test_sigterm_to_one_of_two_workers_stops_both_after_one_saved_step(tmp_path)
         workers.wait_for_step(STEPS_PER_EPOCH)
         for _ in range(2):  # one too many is harmless
             workers.processes[1].send_signal(signal.SIGTERM)
-        assert workers.end() == [PREEMPTED] * 2, workers.output(0) + workers.log(0)[-3000:]
+        assert workers.wait() == [PREEMPTED] * 2, workers.output(0) + workers.log(0)[-3000:]
         (step,) = {preempted_step(workers.output(i)) for i in (0, 1)}
         assert workers.steps()[-1] == step
         for worker in (0, 1):
@@ -89,7 +88,7 @@ def test_sigterm_at_many_times_loses_no_step_and_changes_no_bit(uninterrupted, t
             workers.wait_until(lambda is_time=is_time, workers=workers: _quietly(is_time, workers))
             workers.processes[worker].send_signal(signal.SIGTERM)
             workers.processes[worker].send_signal(signal.SIGTERM)  # one too many is harmless
-            assert workers.end() == [PREEMPTED] * 2, workers.output(0) + workers.log(0)[-3000:]
+            assert workers.wait() == [PREEMPTED] * 2, workers.output(0) + workers.log(0)[-3000:]
             (step,) = {preempted_step(workers.output(i)) for i in (0, 1)}
             assert workers.steps()[-1] == step
             assert set(steps_recorded(run_dir, 0)) == set(range(step))
@@ -108,22 +107,22 @@ def test_a_single_process_saves_its_step(tmp_path):
     with training_workers(tmp_path / "run", 1, *RECIPE) as workers:
         workers.wait_for_step(STEPS_PER_EPOCH)
         workers.processes[0].send_signal(signal.SIGTERM)
-        assert workers.end() == [PREEMPTED]
+        assert workers.wait() == [PREEMPTED]
         assert workers.steps()[-1] == preempted_step(workers.output(0))
 
 
 def test_before_there_is_anything_to_save_it_ends_at_once(tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tf_lbsgd.cli.train", f"--run_dir={tmp_path / 'run'}", *RECIPE],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    while not _blocks_sigterm(process.pid):  # which it does before it imports TensorFlow
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    sent = time.monotonic()
-    _, errors = process.communicate(timeout=60)
+    command = binary_command("train", f"--run_dir={tmp_path / 'run'}", *RECIPE)
+    process = start(command, environment(), stderr=subprocess.PIPE, text=True)
+    try:
+        while not _blocks_sigterm(process.pid):  # which it does before it imports TensorFlow
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        sent = time.monotonic()
+        _, errors = process.communicate(timeout=60)
+    finally:
+        end_all([process])
     assert (process.returncode, errors.strip()) == (
         PREEMPTED, "Preempted before the first step: nothing was lost."
     )  # fmt: skip

@@ -1,4 +1,7 @@
-"""Counts the collective operations in the compiled training and evaluation steps."""
+"""Counts the collective operations in compiled steps.
+
+One step trains, the other evaluates.
+"""
 
 import json
 import sys

@@ -1,6 +1,6 @@
-"""Fits regularized models; on several workers by ours, or by stock Keras without a strategy.
+"""Fits regularized models with our trainer or stock Keras.
 
-Argument: is_stock.
+Stock Keras runs without a strategy. Argument: is_stock.
 """
 
 import json
@@ -11,7 +11,10 @@ import numpy as np
 
 
 def upstream(model_class):
-    """The model and data of Keras' own test: one weight, of value 1, and equal samples."""
+    """Returns the model and data of Keras' own test.
+
+    One weight, of value 1, and equal samples.
+    """
     inputs = keras.Input((1,))
     layer = keras.layers.Dense(
         1,
@@ -25,7 +28,10 @@ def upstream(model_class):
 
 
 def weighted(model_class, **weights):
-    """Two regularized layers, sample weights that are not equal, and a last batch of 4, not 24."""
+    """Returns a model of two regularized layers and data.
+
+    Sample weights are not equal, and the last batch has 4 samples instead of 24.
+    """
     keras.utils.set_random_seed(1)
     inputs = keras.Input((5,))
     x = keras.layers.Dense(

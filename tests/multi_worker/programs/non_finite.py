@@ -1,4 +1,6 @@
-"""Twenty times: one worker, in a step of its own choice, meets values that are not finite.
+"""Gives one worker values that are not finite, 20 times.
+
+Which worker and which step is drawn each time.
 
 Arguments: precision ("float32" or "mixed_float16"), tries, policy ("stop", "skip" or none).
 """

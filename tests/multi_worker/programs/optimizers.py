@@ -1,5 +1,6 @@
-"""Trains a network without kinks with one of our optimizers and writes its whole state.
+"""Trains a network with one of our optimizers.
 
+The activations are smooth. Writes the whole state.
 Arguments: optimizer ("momentum", "lars" or "corrected").
 """
 

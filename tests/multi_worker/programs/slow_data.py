@@ -1,4 +1,6 @@
-"""A run in which one worker's input pipeline is slow, or stuck, from some step on.
+"""Trains while one worker's input pipeline is slow or stuck.
+
+It is so from some step on.
 
 Argument: {"run_dir", "worker", "first_step", "seconds", "step_timeout_secs"} as JSON.
 """

@@ -1,4 +1,7 @@
-"""Two steps of a model with a layer that takes SLEEP_SECS; writes the report of the second."""
+"""Runs two steps of a model with a slow layer.
+
+The layer takes SLEEP_SECS. Writes the report of the second step.
+"""
 
 import json
 import sys

@@ -1,4 +1,7 @@
-"""Trains a network without kinks for 20 steps of 4 micro-batches and writes its whole state."""
+"""Trains a network with smooth activations for 20 steps.
+
+A step has 4 micro-batches. Writes the whole state.
+"""
 
 import json
 import sys

@@ -1,7 +1,8 @@
-"""Steps of a model with a layer that takes a while, on one worker a longer while from some step on.
+"""Trains while one worker is slow from some step on.
 
-Like a worker with an accelerator, it waits and needs no core meanwhile, so that more workers than
-cores do not slow each other. Writes the step after which each line about a slow worker was printed.
+A layer of the model takes a while, on that worker a longer while. Like a worker with an
+accelerator, it waits and needs no core meanwhile, so that more workers than cores do not slow each
+other. Writes the step after which each line about a slow worker was printed.
 """
 
 import contextlib
@@ -23,7 +24,10 @@ STEP_SECS = 0.1
 
 
 class Wait(keras.layers.Layer):
-    """Returns what it is given, later; the victim's slower from the step `slow_from`."""
+    """Returns what it is given after a while.
+
+    The layer of the victim takes longer from the step `slow_from`.
+    """
 
     def __init__(self, is_victim):
         super().__init__()

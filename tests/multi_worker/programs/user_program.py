@@ -1,4 +1,6 @@
-"""A user's own program: the Keras multi-worker tutorial, with one changed line.
+"""Trains as in Keras' multi-worker tutorial.
+
+A user's own program in which one line was changed.
 
 Arguments: model ("functional" or "subclassed"), micro_batch_size, num_images.
 """
