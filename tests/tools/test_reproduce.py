@@ -1,7 +1,6 @@
-"""The sets of runs that reproduce the paper, and the test of their differences."""
+"""Checks the sets that reproduce the paper, and their tables."""
 
 import dataclasses
-import importlib.util
 import math
 import pathlib
 import subprocess
@@ -10,22 +9,19 @@ import sys
 import psutil
 import pytest
 from matplotlib import image
+from reproduction import runner, tables
+from reproduction.sets import BASE, LARGE_BATCH, Run, full_sets, quick_sets
+
+from tf_lbsgd import report
+from tf_lbsgd.run.folder import RunFolder
 
 _ROOT = pathlib.Path(__file__).parents[2]
 _PATH = _ROOT / "tools/reproduce.py"
 
 
 @pytest.fixture(scope="module")
-def tool():
-    spec = importlib.util.spec_from_file_location("reproduce", _PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def sets(tool):
-    return tool.create_sets(tool.BASE, tool.LARGE_BATCH)
+def sets():
+    return full_sets()
 
 
 def test_every_table_has_the_seeds_it_promises(sets):
@@ -36,20 +32,23 @@ def test_every_table_has_the_seeds_it_promises(sets):
     assert set(seeds.values()) == {3}
 
 
-def test_rates_of_table_2a_are_those_of_the_paper(tool, sets):
-    """eta/2, eta and 2 eta times k, eta, and eta times the root of k."""
-    base = tool.BASE.base_learning_rate
+def test_rates_of_table_2a_are_those_of_the_paper(sets):
+    """Checks five rates.
+
+    They are eta/2, eta and 2 eta times k, eta, and eta times the root of k.
+    """
+    base = BASE.base_learning_rate
     peaks = [r.peak_learning_rate / base for r in sets["table2a"].cells.values()]
-    k = tool.LARGE_BATCH // tool.BASE.global_batch_size
+    k = LARGE_BATCH // BASE.global_batch_size
     assert peaks == [k / 2, k, 2 * k, 1, pytest.approx(math.sqrt(k), rel=2e-4)]
 
 
-def test_figure_3_keeps_n_and_the_rate_per_image(tool, sets):
+def test_figure_3_keeps_n_and_the_rate_per_image(sets):
     recipes = list(sets["figure3"].cells.values())
     assert [r.global_batch_size for r in recipes] == [32 * 2**i for i in range(8)]
     assert {r.micro_batch_size for r in recipes} == {32}
     assert {r.peak_learning_rate / r.global_batch_size for r in recipes} == {
-        tool.BASE.base_learning_rate / 32
+        BASE.base_learning_rate / 32
     }
 
 
@@ -59,7 +58,7 @@ def test_sets_share_their_common_runs(sets):
     assert set(sets["figure4"].runs()) <= table1
 
 
-def test_the_same_recipe_is_run_on_one_and_on_two_workers(tool, sets):
+def test_the_same_recipe_is_run_on_one_and_on_two_workers(sets):
     one, two = (sets["workers"].runs_of(label) for label in sets["workers"].cells)
     assert [run.recipe for run in one] == [run.recipe for run in two]
     assert {run.num_workers for run in one} == {1}
@@ -68,56 +67,55 @@ def test_the_same_recipe_is_run_on_one_and_on_two_workers(tool, sets):
     assert len({run.file_name for run in (*one, *two)}) == 6
 
 
-def test_a_run_waits_for_as_many_threads_as_it_has_workers(tool):
-    one, two = tool.Run(tool.BASE), tool.Run(tool.BASE, num_workers=2)
-    assert tool.has_room_for(one, [one], 2)
-    assert not tool.has_room_for(two, [one], 2)
-    assert not tool.has_room_for(one, [two], 2)
-    assert tool.has_room_for(two, [], 1)
+def test_a_run_waits_for_as_many_threads_as_it_has_workers():
+    one, two = Run(BASE), Run(BASE, num_workers=2)
+    assert runner.has_room_for(one, [one], 2)
+    assert not runner.has_room_for(two, [one], 2)
+    assert not runner.has_room_for(one, [two], 2)
+    assert runner.has_room_for(two, [], 1)
 
 
-def test_interrupted_runs_leave_no_process_and_are_continued(tool, tmp_path, monkeypatch, capfd):
+def test_interrupted_runs_leave_no_process_and_are_continued(tmp_path, monkeypatch, capfd):
     recipe = dataclasses.replace(
-        tool.BASE, dataset="synthetic:8x8x1x4x64", augmentation="none", epochs=30
+        BASE, dataset="synthetic:8x8x1x4x64", augmentation="none", epochs=30
     )
-    run = tool.Run(recipe)
+    run = Run(recipe)
     folder, results = tmp_path / "runs", tmp_path / "results"
-    run_folder = tool.RunFolder(folder / run.file_name)
+    run_folder = RunFolder(folder / run.file_name)
 
     def interrupt_after_two_epochs(_: float) -> None:
         if len(run_folder.read_metrics()) >= 2:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as context:
-        context.setattr(tool.time, "sleep", interrupt_after_two_epochs)
+        context.setattr(runner.time, "sleep", interrupt_after_two_epochs)
         with pytest.raises(KeyboardInterrupt):
-            tool.train_all([run], 2, folder, results)
+            runner.train_all([run], 2, folder, results)
     assert not psutil.Process().children(recursive=True)
-    assert not tool.read_results(results)
+    assert not runner.read_results(results)
     first_epochs = run_folder.read_metrics()[:1]  # the last may lack its checkpoint
     capfd.readouterr()
 
-    tool.train_all([run], 2, folder, results)
-    metrics = tool.read_results(results)[run].metrics
+    runner.train_all([run], 2, folder, results)
+    metrics = runner.read_results(results)[run].metrics
     assert [m["epoch"] for m in metrics] == list(range(1, 31))
     assert metrics[:1] == first_epochs  # their seconds too: not trained again
-    progress = capfd.readouterr().err
-    assert "30/30" in progress
-    assert " 0/30" not in progress  # the time left is that of what is left
+    lines = capfd.readouterr().err.splitlines()  # no terminal: one a minute, and the last
+    assert lines[-1] == "1 of 1 runs done, 30 of 30 epochs, 0:00:00 left"
 
 
-def test_p_value_of_separated_groups_is_one_division_of_all(tool):
-    assert tool.p_value([11, 12, 13, 14, 15], [1, 2, 3, 4, 5]) == 1 / 252
-    assert tool.p_value([1, 2, 3, 4, 5], [11, 12, 13, 14, 15]) == 1
-    assert tool.p_value([3.0, 3.0], [3.0, 3.0]) == 1
+def test_p_value_of_separated_groups_is_one_division_of_all():
+    assert tables.p_value([11, 12, 13, 14, 15], [1, 2, 3, 4, 5]) == 1 / 252
+    assert tables.p_value([1, 2, 3, 4, 5], [11, 12, 13, 14, 15]) == 1
+    assert tables.p_value([3.0, 3.0], [3.0, 3.0]) == 1
 
 
-def test_every_pair_is_compared_the_worse_with_the_better(tool):
+def test_every_pair_is_compared_the_worse_with_the_better():
     def cell(label, *errors):
         metrics = [[{"validation_top_1_error": error}] for error in errors]
-        return tool.report.Cell(label, tuple(tool.report.RunRecord({}, m) for m in metrics))
+        return report.Cell(label, tuple(report.RunRecord({}, m) for m in metrics))
 
-    lines = tool.compare_pairs([cell("b", 9, 10), cell("a", 8, 8), cell("c", 8, 12)]).splitlines()
+    lines = tables.compare_pairs([cell("b", 9, 10), cell("a", 8, 8), cell("c", 8, 12)]).splitlines()
     assert [line.split(" (")[0] for line in lines] == [
         "- b: +1.50 above a, p = 0.167",
         "- c: +2.00 above a, p = 0.500",
@@ -125,20 +123,28 @@ def test_every_pair_is_compared_the_worse_with_the_better(tool):
     ]
 
 
-def test_noise_scales_are_medians_of_the_runs_that_could_tell(tool):
+def test_noise_scales_are_medians_of_the_runs_that_could_tell():
     def cell(label, *scales):
         epoch = {"epoch": 3, "learning_rate": 0.4}
         metrics = [[{**epoch, "gradient_noise_scale": scale}] for scale in scales]
-        return tool.report.Cell(label, tuple(tool.report.RunRecord({}, m) for m in metrics))
+        return report.Cell(label, tuple(report.RunRecord({}, m) for m in metrics))
 
-    rows = tool.noise_scale_rows([cell("a", 1000.0, 3000.0, None), cell("b", None), cell("c", 7.0)])
+    rows = tables.noise_scale_rows(
+        [cell("a", 1000.0, 3000.0, None), cell("b", None), cell("c", 7.0)]
+    )
     assert rows[0][1:] == ["a", "b", "c"]
     assert rows[1:] == [[name, "2,000", "-", "7"] for name in ("3", "all at a high rate")]
 
 
-def test_a_quick_run_keeps_the_sets(tool):
-    quick = tool.create_sets(tool.BASE, 256, seeds=2)
-    assert {s.num_seeds for s in quick.values()} == {1, 2}
+def test_a_quick_run_keeps_the_sets():
+    assert quick_sets().keys() == full_sets().keys()
+    assert {s.num_seeds for s in quick_sets().values()} == {1, 3}
+    assert {s.num_seeds for s in quick_sets(seeds=2).values()} == {1, 2}
+
+
+def test_every_extra_that_a_set_shows_is_there(sets):
+    shown = {s.shows for s in sets.values()} - {None}
+    assert shown == set(tables.EXTRAS)
 
 
 def test_committed_tables_and_figures_are_those_of_the_committed_results(tmp_path):

@@ -1,35 +1,12 @@
-"""Reproduces the paper's claims on Fashion-MNIST, with error bars.
+"""Defines the recipes of each table and figure.
 
-    python tools/reproduce.py --set=table1 --quick     # a first version, 15 minutes on 2 cores
-    python tools/reproduce.py --set=table1             # the real one
-    python tools/reproduce.py                          # all sets
-    python tools/reproduce.py --figures_only           # tables and figures from results/ alone
-
-A set is some recipes, each run with several seeds. Runs are trained side by side, one thread for
-each worker; one that several sets share is trained once. A run that is complete is kept as one JSON
-file in --results, and never repeated; one that was interrupted is continued. Tables and figures go
-to --output.
+Data and rules only: nothing is trained here.
 """
 
 import dataclasses
-import itertools
 import math
-import os
-import platform
-import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Collection, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 
-from absl import app, flags
-from matplotlib.figure import Figure
-from tqdm import tqdm
-
-from tf_lbsgd import report
-from tf_lbsgd.cli import flag_definitions, process
-from tf_lbsgd.run.folder import RunFolder, reported_noise_scale
 from tf_lbsgd.run.recipe import Recipe
 
 # Tuned at the smallest kn (set "tune"); everything else follows from it by the linear rule.
@@ -48,53 +25,56 @@ LARGE_BATCH = 512  # 16 times: the largest before the linear rule breaks (figure
 TUNE_RATES = (0.00625, 0.0125, 0.025, 0.05, 0.1, 0.2)
 FIGURE_3_BATCHES = tuple(32 * 2**i for i in range(8))  # 32 to 4096
 
+# A first look: fewer images and epochs, a smaller "large" minibatch, fewer seeds.
 _QUICK = {"dataset": "fashion_mnist_10k", "epochs": 10}
 _QUICK_LARGE_BATCH = 256
 _QUICK_SEEDS = 3
-_MAX_CELLS_COMPARED = 4  # six pairs; of more the table says enough
-_POLL_SECS = 1.0
-_ONE_THREAD = dict.fromkeys(
-    ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"), "1"
-)
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A recipe, which says what is trained, on so many local workers of one thread each."""
+    """Describes a training: what is trained, on how many workers.
+
+    Attributes:
+        recipe: What is trained.
+        num_workers: Local worker processes of one thread each.
+    """
 
     recipe: Recipe
     num_workers: int = 1
 
     def __str__(self) -> str:
-        """Names the run for people; the recipe's digest tells it from others."""
+        """Returns a short name, which several recipes may share."""
         workers = f"-{self.num_workers}workers" if self.num_workers > 1 else ""
         recipe = self.recipe
         return f"{recipe.model}-kn{recipe.global_batch_size}{workers}-seed{recipe.seed}"
 
     @property
     def file_name(self) -> str:
-        """Of its folder and its record, without a suffix."""
+        """Returns the name of its folder and record, without suffix."""
         return f"{self}-{self.recipe.digest()[:8]}"
 
 
 @dataclasses.dataclass(frozen=True)
 class ExperimentSet:
-    """A table or figure of the paper.
+    """Describes the runs of a table or figure.
 
     Attributes:
-        title: What it shows.
-        cells: A recipe for each row, by name; its seed is the first one.
-        num_seeds: Runs of each.
-        num_workers: Of cells that are not trained in one process, by name.
+        title: What the set shows.
+        cells: A recipe for each row, by the row's label. Its seed is the first one.
+        num_seeds: Number of runs of each recipe.
+        num_workers: Number of workers by label, for cells that are not trained in one process.
+        shows: What is shown beside errors and curves: a key of `tables.EXTRAS`. None: nothing.
     """
 
     title: str
     cells: dict[str, Recipe]
     num_seeds: int
     num_workers: dict[str, int] = dataclasses.field(default_factory=dict)
+    shows: str | None = None
 
     def runs_of(self, label: str) -> list[Run]:
-        """Returns a cell's runs, one a seed."""
+        """Returns the runs of a cell, one for each seed."""
         num_workers = self.num_workers.get(label, 1)
         return [
             Run(dataclasses.replace(self.cells[label], seed=seed), num_workers)
@@ -102,49 +82,53 @@ class ExperimentSet:
         ]
 
     def runs(self) -> list[Run]:
-        """Returns the runs of all its cells."""
+        """Returns the runs of all cells."""
         return [run for label in self.cells for run in self.runs_of(label)]
+
+
+def full_sets(seeds: int | None = None) -> dict[str, ExperimentSet]:
+    """Returns the sets of the committed results by name.
+
+    Args:
+        seeds: Upper limit of the runs of each recipe. None: as many as each set wants.
+    """
+    return create_sets(BASE, LARGE_BATCH, seeds)
+
+
+def quick_sets(seeds: int | None = None) -> dict[str, ExperimentSet]:
+    """Returns the same sets with few images and epochs.
+
+    Args:
+        seeds: Upper limit of the runs of each recipe. None: 3.
+    """
+    base = dataclasses.replace(BASE, **_QUICK)
+    return create_sets(base, _QUICK_LARGE_BATCH, seeds or _QUICK_SEEDS)
 
 
 def create_sets(
     base: Recipe, large_batch: int, seeds: int | None = None
 ) -> dict[str, ExperimentSet]:
-    """Returns the sets by name.
+    """Returns all sets by name.
 
     Args:
         base: The baseline.
-        large_batch: kn of the runs that are compared with it.
-        seeds: At most so many runs of each recipe; None: as many as each set wants.
+        large_batch: kn of the runs that are compared with the baseline.
+        seeds: Upper limit of the runs of each recipe. None: as many as each set wants.
     """
-    sets = {
-        "tune": tune(base),
-        "table1": table_1(base, large_batch),
-        "longer": longer(base, large_batch),
-        "times32": times_32(base, large_batch),
-        "figure3": figure_3(base, large_batch),
-        "figure4": figure_4(base, large_batch),
-        "noise_scale": noise_scale(base, large_batch),
-        "table2a": table_2a(base, large_batch),
-        "table2b": table_2b(base, large_batch),
-        "warmup_length": warmup_length(base, large_batch),
-        "workers": workers(base, large_batch),
-        "deeper": deeper(base, large_batch),
-        "batch_norm": batch_norm(base, large_batch),
-        "beyond": beyond(base, large_batch),
-    }
+    sets = {name: create(base, large_batch) for name, create in SETS.items()}
     if seeds is None:
         return sets
     return {n: dataclasses.replace(s, num_seeds=min(seeds, s.num_seeds)) for n, s in sets.items()}
 
 
-def tune(base: Recipe) -> ExperimentSet:
-    """The one rate that is searched for; all others follow from it."""
+def tune(base: Recipe, _: int) -> ExperimentSet:
+    """Searches for the one rate from which all others follow."""
     cells = {f"rate {r:g}": dataclasses.replace(base, base_learning_rate=r) for r in TUNE_RATES}
     return ExperimentSet(f"The rate at kn = {base.global_batch_size}", cells, 1)
 
 
 def table_1(base: Recipe, large_batch: int) -> ExperimentSet:
-    """Ways to warm up."""
+    """Compares ways to warm up."""
     large = dataclasses.replace(base, global_batch_size=large_batch)
     cells = {
         f"baseline, kn = {base.global_batch_size}": base,
@@ -156,28 +140,35 @@ def table_1(base: Recipe, large_batch: int) -> ExperimentSet:
 
 
 def longer(base: Recipe, large_batch: int) -> ExperimentSet:
-    """Table 1 once more, stretched: whether what the large minibatch lacked was updates."""
+    """Repeats table 1 with three times as many updates.
+
+    It shows whether updates are what the large minibatch lacked.
+    """
     stretched = dataclasses.replace(base, epochs=3 * base.epochs)
     title = f"Three times as many updates: warmup at kn = {large_batch}"
     return ExperimentSet(title, table_1(stretched, large_batch).cells, 4)
 
 
 def times_32(base: Recipe, large_batch: int) -> ExperimentSet:
-    """Table 1 at the factor of the paper, 32, with as many updates as `longer`."""
+    """Repeats table 1 at the paper's factor of 32.
+
+    There are as many updates as in `longer`.
+    """
     stretched = dataclasses.replace(base, epochs=6 * base.epochs)
     title = f"32 times the baseline: warmup at kn = {2 * large_batch}, six times as many epochs"
     return ExperimentSet(title, table_1(stretched, 2 * large_batch).cells, 4)
 
 
 def figure_3(base: Recipe, large_batch: int) -> ExperimentSet:
-    """Minibatches from the baseline's until the linear rule breaks."""
+    """Increases the minibatch until the linear rule breaks."""
     batches = [kn for kn in FIGURE_3_BATCHES if base.dataset == BASE.dataset or kn <= large_batch]
     cells = {f"kn = {kn}": dataclasses.replace(base, global_batch_size=kn) for kn in batches}
-    return ExperimentSet("Figure 3: error against minibatch size", cells, 3)
+    title = "Figure 3: error against minibatch size"
+    return ExperimentSet(title, cells, 3, shows="error_against_batch_size")
 
 
 def figure_4(base: Recipe, large_batch: int) -> ExperimentSet:
-    """Curves of the two that are claimed to match."""
+    """Draws the two curves that the paper says match."""
     cells = {
         f"kn = {kn}": dataclasses.replace(base, global_batch_size=kn)
         for kn in (base.global_batch_size, large_batch)
@@ -186,16 +177,19 @@ def figure_4(base: Recipe, large_batch: int) -> ExperimentSet:
 
 
 def noise_scale(base: Recipe, large_batch: int) -> ExperimentSet:
-    """How large a minibatch the gradients bear, measured below, at and above the large one."""
+    """Measures the gradient noise scale at three minibatch sizes.
+
+    They are smaller than the large minibatch, equal to it, and larger.
+    """
     cells = {
         f"kn = {kn}": dataclasses.replace(base, global_batch_size=kn)
         for kn in (large_batch // 4, large_batch, 4 * large_batch)
     }
-    return ExperimentSet("Gradient noise scale", cells, 3)
+    return ExperimentSet("Gradient noise scale", cells, 3, shows="noise_scale")
 
 
 def table_2a(base: Recipe, large_batch: int) -> ExperimentSet:
-    """Rates below, at and above the linear rule's."""
+    """Compares rates below, at and above the linear rule's."""
     large = dataclasses.replace(base, global_batch_size=large_batch)
     rate, k = base.base_learning_rate, large_batch // base.global_batch_size
     # Warmed up from the base rate to sqrt(k) times it.
@@ -211,7 +205,7 @@ def table_2a(base: Recipe, large_batch: int) -> ExperimentSet:
 
 
 def table_2b(base: Recipe, large_batch: int) -> ExperimentSet:
-    """What zero gamma does for a small and a large minibatch."""
+    """Compares zero gamma with gamma 1 at two minibatch sizes."""
     cells = {
         f"kn = {kn}, gamma = {0 if zero else 1}": dataclasses.replace(
             base, global_batch_size=kn, zero_gamma=zero
@@ -223,7 +217,10 @@ def table_2b(base: Recipe, large_batch: int) -> ExperimentSet:
 
 
 def warmup_length(base: Recipe, large_batch: int) -> ExperimentSet:
-    """Section 2.2: how long to warm up, where the linear rule no longer holds."""
+    """Compares lengths of the warmup (section 2.2).
+
+    The minibatch is so large that the linear rule no longer holds.
+    """
     larger = dataclasses.replace(base, global_batch_size=2 * large_batch)
     cells = {
         "5 of 90 epochs, as in the paper": larger,
@@ -233,7 +230,10 @@ def warmup_length(base: Recipe, large_batch: int) -> ExperimentSet:
 
 
 def workers(base: Recipe, large_batch: int) -> ExperimentSet:
-    """Sections 3 and 5.1: k micro-batches in one process, or k / 2 on each of two workers."""
+    """Compares one process with two workers (sections 3 and 5.1).
+
+    One process computes k micro-batches a step, or each of two workers computes k / 2.
+    """
     large = dataclasses.replace(base, global_batch_size=large_batch)
     k = large_batch // base.micro_batch_size
     on_two = f"2 workers, {k // 2} micro-batches each"
@@ -244,7 +244,7 @@ def workers(base: Recipe, large_batch: int) -> ExperimentSet:
 
 
 def deeper(base: Recipe, large_batch: int) -> ExperimentSet:
-    """Table 2c: a deeper network, and nothing tuned for it."""
+    """Trains a deeper network without tuning it (table 2c)."""
     cells = {
         f"kn = {kn}": dataclasses.replace(base, model="resnet20", global_batch_size=kn)
         for kn in (base.global_batch_size, large_batch)
@@ -253,7 +253,10 @@ def deeper(base: Recipe, large_batch: int) -> ExperimentSet:
 
 
 def batch_norm(base: Recipe, large_batch: int) -> ExperimentSet:
-    """Section 2.3: the loss changes when n, the images that share their statistics, does."""
+    """Compares a fixed n with one that grows (section 2.3).
+
+    n is the number of images that share their batch-norm statistics.
+    """
     cells = {
         f"kn = {kn}, n = {n}": dataclasses.replace(base, global_batch_size=kn, micro_batch_size=n)
         for kn in (large_batch // 4, large_batch)
@@ -263,7 +266,7 @@ def batch_norm(base: Recipe, large_batch: int) -> ExperimentSet:
 
 
 def beyond(base: Recipe, large_batch: int) -> ExperimentSet:
-    """Later methods, where the linear rule no longer holds."""
+    """Compares later methods where the linear rule breaks."""
     kn = 4 * large_batch
     lars = {
         f"LARS, rate {rate:g}": dataclasses.replace(
@@ -290,227 +293,20 @@ def beyond(base: Recipe, large_batch: int) -> ExperimentSet:
     return ExperimentSet(f"Beyond the linear rule, kn = {kn}", cells, 3)
 
 
-_SETS = tuple(create_sets(BASE, LARGE_BATCH))
-_SET = flags.DEFINE_multi_enum("set", None, _SETS, "Which sets; all if not given.")
-_QUICK_RUN = flags.DEFINE_bool("quick", False, "Few images and epochs; keeps its own results.")
-_RUN_DIR = flags.DEFINE_string("run_dir", "runs/reproduce", "Where runs under way are.")
-_RESULTS = flags.DEFINE_string("results", "results", "Where complete runs are kept.")
-_OUTPUT = flags.DEFINE_string("output", "docs/reproduction", "Where tables and figures go.")
-_SEEDS = flags.DEFINE_integer("seeds", None, "At most so many of each recipe.", lower_bound=1)
-_THREADS = flags.DEFINE_integer("threads", None, "For all runs at a time. [one a core]")
-_FIGURES_ONLY = flags.DEFINE_bool("figures_only", False, "Train nothing.")
-
-
-def main(_: list[str]) -> None:
-    """Trains what is missing, then writes tables and figures."""
-    results, output = Path(_RESULTS.value), Path(_OUTPUT.value)
-    sets = create_sets(BASE, LARGE_BATCH, _SEEDS.value)
-    if _QUICK_RUN.value:
-        results, output = (Path(_RUN_DIR.value, "quick", n) for n in ("results", "report"))
-        base = dataclasses.replace(BASE, **_QUICK)
-        sets = create_sets(base, _QUICK_LARGE_BATCH, _SEEDS.value or _QUICK_SEEDS)
-    chosen = {name: sets[name] for name in _SET.value or _SETS}
-    if not _FIGURES_ONLY.value:
-        known = read_results(results)
-        runs = dict.fromkeys(run for s in chosen.values() for run in s.runs())
-        missing = [run for run in runs if run not in known]
-        missing.sort(key=lambda run: run.recipe.seed)  # every cell has one run early
-        num_threads = _THREADS.value or len(os.sched_getaffinity(0))
-        train_all(missing, num_threads, Path(_RUN_DIR.value), results)
-    known = read_results(results)
-    for name, experiment_set in chosen.items():
-        print(write_set(name, experiment_set, known, output))
-    print(f"Runs are kept in {results}, tables and figures in {output}")
-
-
-def read_results(folder: Path) -> dict[Run, report.RunRecord]:
-    """Returns the records of complete runs."""
-    records = (report.read_record(path) for path in sorted(folder.glob("*.json")))
-    return {_run_of(record): record for record in records}
-
-
-def _run_of(record: report.RunRecord) -> Run:
-    """A field that was added after the run was made has the value that the run had: its default."""
-    return Run(Recipe(**record.recipe), record.made_by.get("workers", 1))
-
-
-def train_all(runs: Sequence[Run], num_threads: int, folder: Path, results: Path) -> None:
-    """Trains several at a time, and keeps each one's record when it is done."""
-    waiting, running = list(runs), dict[subprocess.Popen, Run]()
-    folders = [RunFolder(folder / run.file_name) for run in runs]
-    total = sum(run.recipe.epochs for run in runs)
-    begun = count_epochs(folders)  # by an earlier call: no measure of the time left
-    print(f"{len(runs)} runs to do on {num_threads} threads")
-    try:
-        with tqdm(total=total, initial=begun, unit="epoch", disable=not runs) as bar:
-            while waiting or running:
-                while waiting and has_room_for(waiting[0], running.values(), num_threads):
-                    run = waiting.pop(0)
-                    running[start(run, folder)] = run
-                time.sleep(_POLL_SECS)
-                for process_ in [p for p in running if p.poll() is not None]:
-                    run = running.pop(process_)
-                    keep(process_.returncode, run, folder, results)
-                bar.n = count_epochs(folders)
-                bar.set_postfix_str(", ".join(map(str, running.values())), refresh=True)
-    finally:
-        for process_ in running:
-            process_.kill()
-            process_.wait()
-
-
-def count_epochs(folders: Iterable[RunFolder]) -> int:
-    """Epochs trained in all of these run folders."""
-    return sum(len(folder.read_metrics()) for folder in folders)
-
-
-def has_room_for(run: Run, running: Collection[Run], num_threads: int) -> bool:
-    """Whether a run finds as many threads as it has workers; alone, it always may."""
-    return not running or sum(r.num_workers for r in (run, *running)) <= num_threads
-
-
-def start(run: Run, folder: Path) -> subprocess.Popen:
-    """Starts or continues one run, a thread a worker; it ends when this process does."""
-    path = folder / run.file_name
-    path.mkdir(parents=True, exist_ok=True)
-    train = [f"--run_dir={path}", *flag_definitions.flags_from_recipe(run.recipe)]
-    if run.num_workers > 1:
-        arguments = ["tf_lbsgd.cli.launch", f"--num_workers={run.num_workers}", "--", *train]
-    else:
-        arguments = ["tf_lbsgd.cli.train", *train]
-    with (path / "output.log").open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", *arguments],
-            env={**os.environ, **_ONE_THREAD, **process.launcher_environment()},
-            stdout=log,
-            stderr=log,
-            start_new_session=True,  # Ctrl-C reaches this process alone, which ends the runs
-        )
-
-
-def keep(status: int, run: Run, folder: Path, results: Path) -> None:
-    """Writes the record of a run that has ended; stops everything if it failed."""
-    path = folder / run.file_name
-    if status:
-        log = (path / "output.log").read_text(errors="replace")
-        sys.exit(f"{run} failed (status {status}):\n{log[-2000:]}")
-    made_by = {**provenance(), "workers": run.num_workers}
-    record = dataclasses.replace(report.read_record(path), made_by=made_by)
-    report.write_record(record, results / f"{run.file_name}.json")
-
-
-def provenance() -> dict[str, str]:
-    """What a record says of its making: code, packages and kind of machine."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-    ).stdout.strip()
-    import keras
-    import tensorflow as tf
-
-    versions = {"tensorflow": tf.__version__, "keras": keras.__version__}
-    return {"commit": commit, **versions, "machine": platform.machine()}
-
-
-def write_set(
-    name: str,
-    experiment_set: ExperimentSet,
-    known: dict[Run, report.RunRecord],
-    output: Path,
-) -> str:
-    """Writes the table and the figures of a set; returns the table."""
-    cells = []
-    for label in experiment_set.cells:
-        if runs := tuple(known[r] for r in experiment_set.runs_of(label) if r in known):
-            cells.append(report.Cell(label, runs))
-    text = f"## {experiment_set.title}\n\n"
-    if not cells:
-        return f"{text}No run is complete yet.\n"
-    # The speed is left out: runs side by side, beside whatever else the machine did.
-    text += report.markdown_table([row[:-1] for row in report.table_rows(cells)]) + "\n"
-    complete = all(run in known for run in experiment_set.runs())
-    if complete and len(cells) <= _MAX_CELLS_COMPARED:
-        text += compare_pairs(cells) + "\n"
-    output.mkdir(parents=True, exist_ok=True)
-    figures = {name: report.error_curves(cells), f"{name}_loss": report.loss_curves(cells)}
-    if name == "figure3":
-        figures[f"{name}_error"] = error_against_batch(cells)
-    if name == "noise_scale":
-        text += report.markdown_table(noise_scale_rows(cells)) + "\n"
-        figures[f"{name}_curves"] = report.noise_scale_curves(cells)
-    for figure_name, figure in figures.items():
-        (output / f"{figure_name}.png").write_bytes(report.png_bytes(figure))
-        text += f"![{figure_name}]({figure_name}.png)\n"
-    (output / f"{name}.md").write_text(text)
-    return text
-
-
-def compare_pairs(cells: Sequence[report.Cell]) -> str:
-    """Tests for each pair of cells whether the error of the worse is above that of the better.
-
-    An exact permutation test of the difference of means: p is the share of all ways to divide the
-    runs into two groups of these sizes whose difference is as large or larger.
-    """
-    lines = []
-    by_error = sorted(cells, key=lambda cell: cell.error_mean)
-    for better, worse in itertools.combinations(by_error, 2):
-        errors = [[run.error for run in cell.runs] for cell in (worse, better)]
-        difference = worse.error_mean - better.error_mean
-        lines.append(
-            f"- {worse.label}: {difference:+.2f} above {better.label}, p = {p_value(*errors):.3f} "
-            "(one-sided permutation test)\n"
-        )
-    return "".join(lines)
-
-
-def p_value(high: Sequence[float], low: Sequence[float]) -> float:
-    """Chance that a division at random has means as far apart as mean(high) - mean(low)."""
-    pooled = [*high, *low]
-    observed = statistics.fmean(high) - statistics.fmean(low)
-    differences = []
-    for chosen in itertools.combinations(range(len(pooled)), len(high)):
-        others = [x for i, x in enumerate(pooled) if i not in chosen]
-        differences.append(statistics.fmean(pooled[i] for i in chosen) - statistics.fmean(others))
-    return sum(d >= observed - 1e-9 for d in differences) / len(differences)
-
-
-def noise_scale_rows(cells: Sequence[report.Cell]) -> list[list[str]]:
-    """Returns a head, a row an epoch and one of whole runs: medians of the runs that could tell."""
-    by_epoch = [cell.noise_scales() for cell in cells]
-    epochs = sorted(set().union(*by_epoch))
-    scales = {str(epoch): [known.get(epoch, []) for known in by_epoch] for epoch in epochs}
-    scales["all at a high rate"] = [
-        [scale for run in cell.runs if (scale := reported_noise_scale(run.metrics))]
-        for cell in cells
-    ]
-    rows = [["noise scale, images, in epoch", *(cell.label for cell in cells)]]
-    for name, of_cells in scales.items():
-        rows.append([name, *(f"{statistics.median(s):,.0f}" if s else "-" for s in of_cells)])
-    return rows
-
-
-def error_against_batch(cells: Iterable[report.Cell]) -> Figure:
-    """Draws figure 3: error against kn, with two deviations as in the paper."""
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.add_subplot()
-    cells = list(cells)
-    batches = [cell.runs[0].recipe["global_batch_size"] for cell in cells]
-    axes.errorbar(
-        batches,
-        [cell.error_mean for cell in cells],
-        [2 * (cell.error_std or 0) for cell in cells],
-        marker="o",
-        capsize=3,
-    )
-    report.use_log_scale(axes)
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(batches, [str(batch) for batch in batches])
-    axes.set(xlabel="global minibatch, images", ylabel="validation top-1 error, %")
-    axes.grid(alpha=0.3)
-    return figure
-
-
-if __name__ == "__main__":
-    app.run(main)
+# Each makes a set from the baseline and the large kn.
+SETS: dict[str, Callable[[Recipe, int], ExperimentSet]] = {
+    "tune": tune,
+    "table1": table_1,
+    "longer": longer,
+    "times32": times_32,
+    "figure3": figure_3,
+    "figure4": figure_4,
+    "noise_scale": noise_scale,
+    "table2a": table_2a,
+    "table2b": table_2b,
+    "warmup_length": warmup_length,
+    "workers": workers,
+    "deeper": deeper,
+    "batch_norm": batch_norm,
+    "beyond": beyond,
+}
