@@ -1,85 +1,72 @@
-"""Measures what a run survives: real processes, real kills, and a table at the end.
+"""Measures what a run survives, and prints a table.
 
     python tools/reliability.py --num_workers=2,4 --output=docs/reliability.md
     python tools/reliability.py --figures=1,2a --repetitions=5
 
-Each experiment runs a small training that a claim is about, does it harm, and compares what is
-left with the same training undisturbed: "identical" is equal weights_sha256, which covers weights
-and batch-norm statistics, so also all that led to them. After each it looks for processes and
-listening ports that are left over.
+Each experiment runs a small training that a claim is about, harms it, and compares what is left
+with the same training undisturbed. "Identical" is equal weights_sha256, which covers weights and
+batch-norm statistics, and so all that led to them. After each experiment the tool looks for
+processes and listening ports that are left over.
 
-An experiment that is complete in --run_dir is not repeated. Figures 8, 10 and 13 are the tests of
-the project that run their claims; they are run here and counted.
+An experiment that is complete in --run_dir is not repeated. Figures 8, 10, 11 and 13 are tests of
+the project. They are run here and counted.
 """
 
-import dataclasses
-import json
 import os
-import shutil
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from absl import app, flags
-from reliability_experiments import EXPERIMENTS, Experiment, Outcome, left_over
-from tqdm import tqdm
+from reliability_experiments import (
+    detection,
+    kills,
+    preemption,
+    project_tests,
+    straggler,
+    torn_checkpoints,
+    worker_counts,
+)
+from reliability_experiments.harness import measure_all
 
-_RUN_DIR = flags.DEFINE_string("run_dir", "runs/reliability", "Where experiments are kept.")
-_OUTPUT = flags.DEFINE_string("output", None, "Also write the table here, as Markdown.")
-_FIGURES = flags.DEFINE_list("figures", None, "Which figures, such as 1,2a,8; all if not given.")
+from tf_lbsgd.report import markdown_table
+
+EXPERIMENTS = {
+    "1,3,4": kills.EXPERIMENT,
+    "2a": detection.KILLED,
+    "2b": detection.STOPPED,
+    "5": worker_counts.EXPERIMENT,
+    "6": torn_checkpoints.EXPERIMENT,
+    "7": preemption.EXPERIMENT,
+    "8": project_tests.REFUSALS,
+    "10": project_tests.NON_FINITE,
+    "11": project_tests.DAMAGED_IMAGES,
+    "12": straggler.EXPERIMENT,
+    "13": project_tests.REPEATED_CRASHES,
+}
+_HEAD = ("figure", "workers", "required", "measured", "left over", "verdict")
+
+_RUN_DIR = flags.DEFINE_string(
+    "run_dir", "runs/reliability", "Folder in which experiments are kept."
+)
+_OUTPUT = flags.DEFINE_string("output", None, "File to which the table is written as Markdown.")
+_FIGURES = flags.DEFINE_list("figures", None, "Figures to measure, such as 1,2a,8. [all]")
 _NUM_WORKERS = flags.DEFINE_list("num_workers", ["2"], "Numbers of workers, such as 2,4.")
-_REPETITIONS = flags.DEFINE_integer("repetitions", None, "Instead of those required.")
+_REPETITIONS = flags.DEFINE_integer(
+    "repetitions", None, "Repetitions of each experiment. [as many as required]"
+)
 
 
 def main(_: list[str]) -> None:
     """Measures what is missing, then prints the table."""
-    folder = Path(_RUN_DIR.value)
-    rows, left = [], []
-    for experiment in EXPERIMENTS:
-        if _FIGURES.value and not {*experiment.figure.split(",")} & {*_FIGURES.value}:
-            continue
-        numbers = _NUM_WORKERS.value if experiment.depends_on_workers else ["-"]
-        for num_workers in numbers:
-            outcome = run_experiment(experiment, num_workers, folder)
-            verdict = "holds" if outcome.holds else "MISSED"
-            left += outcome.left_over
-            remains = ", ".join(outcome.left_over) or "nothing"
-            row = (experiment.figure, num_workers, experiment.required, outcome.measured)
-            rows.append([*row, remains, verdict])
-    measured = f"{len(left)} processes left after {len(rows)} experiments"
-    none_left = ("9", "-", "no process or port is left by any of these", measured)
-    rows.append([*none_left, ", ".join(left) or "nothing", "MISSED" if left else "holds"])
-    table = format_table(rows)
+    asked_for = {*(_FIGURES.value or ",".join(EXPERIMENTS).split(","))}
+    chosen = {f: e for f, e in EXPERIMENTS.items() if {*f.split(",")} & asked_for}
+    rows = measure_all(chosen, _NUM_WORKERS.value, _REPETITIONS.value, Path(_RUN_DIR.value))
+    table = markdown_table([_HEAD, *rows])
     print(table)
     if _OUTPUT.value:
         Path(_OUTPUT.value).write_text(_PREAMBLE.format(cores=os.cpu_count()) + table)
         print(f"Written to {_OUTPUT.value}")
     sys.exit(0 if all(row[-1] == "holds" for row in rows) else 1)
-
-
-def run_experiment(experiment: Experiment, num_workers: str, folder: Path) -> Outcome:
-    """Measures, or reads what was measured before."""
-    kept = folder / f"figure-{experiment.figure}-workers-{num_workers}.json"
-    if kept.exists():
-        return Outcome(**json.loads(kept.read_text()))
-    repetitions = _REPETITIONS.value or experiment.repetitions
-    work = folder / f"figure-{experiment.figure}-workers-{num_workers}"
-    shutil.rmtree(work, ignore_errors=True)  # an experiment that was interrupted begins anew
-    work.mkdir(parents=True)
-    with tqdm(total=repetitions, desc=f"figure {experiment.figure}, {num_workers} workers") as bar:
-        outcome = experiment.measure(
-            work, int(num_workers) if num_workers.isdigit() else 1, repetitions, bar
-        )
-    outcome.left_over += left_over(work)
-    kept.write_text(json.dumps(dataclasses.asdict(outcome), indent=1))
-    return outcome
-
-
-def format_table(rows: Sequence[Sequence[str]]) -> str:
-    """Returns a Markdown table."""
-    head = ["figure", "workers", "required", "measured", "left over", "verdict"]
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 _PREAMBLE = """# What a run survives

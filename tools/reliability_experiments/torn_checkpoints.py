@@ -1,0 +1,133 @@
+"""Damages checkpoints and resumes from what is left.
+
+The writer is interrupted at a random byte, or a bit is flipped.
+"""
+
+import contextlib
+import io
+import os
+import random
+import resource
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from reliability_experiments.harness import Experiment, Outcome
+
+NUM_FLIPPED_BITS = 20
+
+
+def measure(folder: Path, _: int, repetitions: int, bar: tqdm) -> Outcome:
+    """Resumes after torn writes and flipped bits."""
+    draw = random.Random(6)
+    num_bytes = size_of_checkpoint()
+    resumed = 0
+    for number in range(repetitions):
+        path, limit = folder / f"torn-{number}", draw.randrange(num_bytes)
+        resumed += survives_torn_write(path, limit, is_killed=bool(number % 2))
+        bar.update()
+    paths = [folder / f"flipped-{number}" for number in range(NUM_FLIPPED_BITS)]
+    rejected = sum(rejects_flipped_bit(path, draw) for path in paths)
+    return Outcome(
+        f"{resumed}/{repetitions} resume from the checkpoint before (half killed, half out of "
+        f"space); {rejected}/{len(paths)} flipped bits rejected",
+        resumed == repetitions and rejected == len(paths),
+    )
+
+
+def survives_torn_write(path: Path, limit: int, is_killed: bool) -> bool:
+    """Returns whether a torn checkpoint leaves the one before.
+
+    Args:
+        path: A folder for the checkpoints. It is removed again.
+        limit: The byte at which the write of the second checkpoint ends.
+        is_killed: Whether the writer is killed there. Otherwise its disk is full.
+    """
+    write_checkpoint(path, 1)
+    in_child(lambda: write_checkpoint(path, 2), limit, is_killed)
+    return resumes_from_first(path)
+
+
+def rejects_flipped_bit(path: Path, draw: random.Random) -> bool:
+    """Returns whether a checkpoint with a flipped bit is rejected.
+
+    Args:
+        path: A folder for the checkpoints. It is removed again.
+        draw: Draws the byte and the bit.
+    """
+    write_checkpoint(path, 1)
+    write_checkpoint(path, 2)
+    (file,) = path.glob("*2.npz")
+    content = bytearray(file.read_bytes())
+    content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+    file.write_bytes(content)
+    return resumes_from_first(path)
+
+
+def checkpoint_arrays() -> dict[str, np.ndarray]:
+    """Returns the arrays of a checkpoint, 200 kB each."""
+    return {f"model/{i}": np.full(50_000, i, np.float32) for i in range(4)}
+
+
+def size_of_checkpoint() -> int:
+    """Returns the bytes of a checkpoint's arrays on disk."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **checkpoint_arrays())
+    return len(buffer.getvalue())
+
+
+def write_checkpoint(path: Path, step: int) -> None:
+    """Writes the checkpoint of a step."""
+    from tf_lbsgd import checkpoints
+
+    checkpoint = checkpoints.Checkpoint(step=step, arrays=checkpoint_arrays())
+    checkpoints.save_checkpoint(path, checkpoint, keep=3)
+
+
+def resumes_from_first(path: Path) -> bool:
+    """Returns whether the first checkpoint is the newest usable.
+
+    Removes all checkpoints.
+    """
+    from tf_lbsgd import checkpoints
+
+    newest = checkpoints.load_newest_checkpoint(path)
+    shutil.rmtree(path)
+    return newest is not None and newest.step == 1
+
+
+def in_child(function: Callable[[], None], limit: int, is_killed: bool) -> None:
+    """Calls a function in a child with limited file sizes.
+
+    The kernel sends the child SIGXFSZ there. The signal ends the child in the middle of a write.
+    If the child ignores it, the write fails as on a full disk.
+
+    Args:
+        function: What the child does.
+        limit: Largest size of a file, bytes.
+        is_killed: Whether the signal ends the child.
+    """
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        return
+    try:
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL if is_killed else signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        with contextlib.suppress(OSError):
+            function()
+    finally:
+        os._exit(0)
+
+
+EXPERIMENT = Experiment(
+    "writer killed or out of space at 200 offsets: all resume; a flipped bit is rejected",
+    200,
+    measure,
+    depends_on_workers=False,
+)
