@@ -1,13 +1,15 @@
-"""How fast the input pipeline is, as ratios to the naive one and to what decoding alone allows.
+"""Measures how fast the input pipeline is.
+
+Speeds are shown as ratios too: to a naive pipeline, and to decoding alone.
 
     python tools/benchmark_input.py                                # the photos of the tests
     python tools/benchmark_input.py --dataset=folder:/data/imagenet --target_images_per_second=10000
     python tools/benchmark_input.py --memory_images=20000          # is memory flat?
 
-Each number of cores is measured in a process of its own, bound to that many cores, in which the
-pipelines take turns: what else the machine does is shared by all. NVIDIA DALI's CPU pipeline and
-torchvision's transforms on Pillow images are measured beside ours where they are installed; they
-are no dependencies.
+Each number of cores is measured in a process of its own, which is bound to that many cores. The
+pipelines take turns there, so that other work on the machine slows all of them. NVIDIA DALI's CPU
+pipeline and torchvision's transforms on Pillow images are measured too where they are installed.
+They are no dependencies.
 
     decode               tf.io.decode_jpeg of the whole image, nothing else
     decode and crop      what ours does up to the crop, and nothing after it
@@ -29,14 +31,18 @@ from absl import app, flags
 from tqdm import tqdm
 
 _PHOTOS = f"folder:{Path(__file__).parents[1] / 'tests/data/photos'}"
-_DATASET = flags.DEFINE_string("dataset", _PHOTOS, "An image folder: folder:PATH.")
-_CORES = flags.DEFINE_list("cores", None, "Numbers of cores. [1, 2, 4, ... all]")
-_IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Side of the crops, pixels.")
-_BATCH = flags.DEFINE_integer("batch_size", 64, "Images of a batch.")
-_BATCHES = flags.DEFINE_integer("batches", 16, "Batches of one repetition.")
-_REPETITIONS = flags.DEFINE_integer("repetitions", 7, "Turns of each pipeline.")
-_TARGET = flags.DEFINE_float("target_images_per_second", None, "Say how many cores feed this.")
-_MEMORY_IMAGES = flags.DEFINE_integer("memory_images", 0, "Also load so many and watch memory.")
+_DATASET = flags.DEFINE_string("dataset", _PHOTOS, "Image folder to load, as folder:PATH.")
+_CORES = flags.DEFINE_list("cores", None, "Numbers of cores to measure. [1, 2, 4, ... all]")
+_IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Height and width of a crop, in pixels.")
+_BATCH = flags.DEFINE_integer("batch_size", 64, "Number of images in a batch.")
+_BATCHES = flags.DEFINE_integer("batches", 16, "Number of batches in a repetition.")
+_REPETITIONS = flags.DEFINE_integer("repetitions", 7, "Number of repetitions of each pipeline.")
+_TARGET = flags.DEFINE_float(
+    "target_images_per_second", None, "Speed for which the number of cores needed is printed."
+)
+_MEMORY_IMAGES = flags.DEFINE_integer(
+    "memory_images", 0, "Number of images to load while memory is measured. [no measurement]"
+)
 
 _WARMUP_BATCHES = 12  # more than a pipeline reads ahead
 _IDLE_SECONDS = 0.1
@@ -44,7 +50,7 @@ _NAIVE, _CEILING, _OURS = "naive", "decode and crop", "ours"
 
 
 def main(_: list[str]) -> None:
-    """Measures, prints a table for each number of cores."""
+    """Measures and prints a table for each number of cores."""
     num_cores = len(os.sched_getaffinity(0))
     powers = (2**i for i in itertools.count())
     counts = [*itertools.takewhile(lambda count: count < num_cores, powers), num_cores]
@@ -69,7 +75,7 @@ def _settings() -> dict[str, Any]:
 
 
 def in_process(function: Callable[..., Any], cores: int, settings: dict[str, Any]) -> Any:
-    """Calls a function in a new process that may use some cores only."""
+    """Calls a function in a process bound to some cores."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_on_cores, args=(sender, function, cores, settings))
@@ -100,7 +106,11 @@ def measure(
     repetitions: int,
     **_: Any,
 ) -> tuple[dict[str, list[float]], float]:
-    """Returns images/s of each repetition of each pipeline, and bytes of an encoded image."""
+    """Measures the pipelines in turns.
+
+    Returns:
+        Images/s of each repetition by pipeline, and the mean bytes of an encoded image.
+    """
     import tensorflow as tf
 
     tf.config.threading.set_inter_op_parallelism_threads(cores)
@@ -131,7 +141,11 @@ def measure(
 def measure_memory(
     cores: int, dataset: str, image_size: int, batch_size: int, memory_images: int, **_: Any
 ) -> tuple[float, float]:
-    """Returns the process' memory, MB, after a tenth of the images and after all."""
+    """Measures the memory of this process while images are loaded.
+
+    Returns:
+        Resident memory in MB after a tenth of the images, and after all of them.
+    """
     import psutil
 
     iterator = ours(dataset, image_size, batch_size, cores)
@@ -145,7 +159,7 @@ def measure_memory(
 
 
 def image_paths(dataset: str) -> list[str]:
-    """The training images of an image folder."""
+    """Returns the paths of the training images of a folder."""
     folder = Path(dataset.removeprefix("folder:")) / "train"
     paths = sorted(str(path) for path in folder.glob("*/*") if path.suffix.lower() != ".png")
     if not dataset.startswith("folder:") or not paths:
@@ -154,7 +168,7 @@ def image_paths(dataset: str) -> list[str]:
 
 
 def take(iterator: Iterator[Any], count: int) -> None:
-    """Takes batches."""
+    """Takes a number of batches."""
     for _ in range(count):
         next(iterator)
 
@@ -172,7 +186,7 @@ def wait_until_idle() -> None:
 
 
 def ours(dataset: str, image_size: int, batch_size: int, cores: int) -> Iterator[Any]:
-    """Batches of this package."""
+    """Returns batches of this package's pipeline."""
     from tf_lbsgd import input_pipeline
 
     source = input_pipeline.open_source(dataset, None, image_size, "train")
@@ -198,7 +212,10 @@ def ours(dataset: str, image_size: int, batch_size: int, cores: int) -> Iterator
 def tf_pipelines(
     dataset: str, paths: list[str], image_size: int, batch_size: int, cores: int
 ) -> dict[str, Iterator[Any]]:
-    """The pipelines in TensorFlow, each with as many threads as cores."""
+    """Returns the pipelines in TensorFlow by name.
+
+    Each has as many threads as there are cores.
+    """
     import tensorflow as tf
 
     from tf_lbsgd.input_pipeline import augmentation
@@ -250,7 +267,10 @@ def tf_pipelines(
 
 
 def dali(paths: list[str], image_size: int, batch_size: int, cores: int) -> Iterator[Any]:
-    """The same work in NVIDIA DALI's CPU pipeline: uint8 images, fused decode and crop."""
+    """Yields batches of NVIDIA DALI's CPU pipeline.
+
+    The images are uint8. Decoding and cropping are one operation.
+    """
     from nvidia.dali import fn, pipeline_def, types
 
     @pipeline_def(batch_size=batch_size, num_threads=cores, device_id=None, seed=0)
@@ -274,7 +294,10 @@ def dali(paths: list[str], image_size: int, batch_size: int, cores: int) -> Iter
 
 
 def torchvision(paths: list[str], image_size: int, batch_size: int, cores: int) -> Iterator[Any]:
-    """RandomResizedCrop and flip of torchvision on Pillow images, in as many threads as cores."""
+    """Yields batches of torchvision's transforms on Pillow images.
+
+    RandomResizedCrop and flip, in as many threads as there are cores.
+    """
     import concurrent.futures
 
     import torch
@@ -300,7 +323,10 @@ def torchvision(paths: list[str], image_size: int, batch_size: int, cores: int) 
 
 
 def format_table(cores: int, speeds: dict[str, list[float]], bytes_per_image: float) -> str:
-    """Returns a Markdown table: medians, half the range between quartiles, ratios of one run."""
+    """Returns a Markdown table of speeds.
+
+    It has medians, half the range between quartiles, and medians of the ratios within a turn.
+    """
     heads = ("images/s", "+-", "MB/s", f"of {_NAIVE}", f"of {_CEILING}")
     lines = [
         f"\n{cores} cores, images of {bytes_per_image / 1e3:.0f} kB\n",

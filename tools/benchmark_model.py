@@ -23,18 +23,25 @@ from absl import app, flags
 from tf_lbsgd.models import resnet
 
 FLAGS = flags.FLAGS
-flags.DEFINE_enum("model", "resnet50", ["resnet50", "resnet101", "resnet152"], "Both sides' model.")
+flags.DEFINE_enum(
+    "model", "resnet50", ["resnet50", "resnet101", "resnet152"], "Model that is compared."
+)
 flags.DEFINE_integer("image_size", 224, "Height and width of an image, in pixels.", lower_bound=32)
-flags.DEFINE_integer("micro_batch_size", 32, "Images in a step.", lower_bound=1)
-flags.DEFINE_integer("repetitions", 5, "Timed rounds of all variants.", lower_bound=1)
-flags.DEFINE_integer("warmup_repetitions", 2, "Rounds before those, untimed.", lower_bound=1)
+flags.DEFINE_integer("micro_batch_size", 32, "Number of images in a step.", lower_bound=1)
+flags.DEFINE_integer("repetitions", 5, "Number of timed rounds of all variants.", lower_bound=1)
+flags.DEFINE_integer(
+    "warmup_repetitions", 2, "Number of rounds before those that are timed.", lower_bound=1
+)
 
 NUM_CLASSES = 1000
 DTYPES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 
 
 def stock_model(name: str, image_size: int, dtype: str) -> keras.Model:
-    """Returns the `keras.applications` model, which takes its precision from the global policy."""
+    """Returns the model of `keras.applications`.
+
+    It takes its precision from the global policy, which is set meanwhile.
+    """
     constructor = getattr(keras.applications, name.replace("resnet", "ResNet"))
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(dtype)
@@ -52,7 +59,10 @@ def stock_model(name: str, image_size: int, dtype: str) -> keras.Model:
 def training_step(
     model: keras.Model, images: np.ndarray, labels: np.ndarray
 ) -> Callable[[], float]:
-    """Returns a function that runs forward and backward once, and returns when both are done."""
+    """Returns a function that runs forward and backward once.
+
+    The function returns when both are done.
+    """
 
     @tf.function
     def gradient_norm(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
@@ -69,7 +79,11 @@ def training_step(
 
 
 def measure(steps: dict[str, Callable[[], float]], repetitions: int) -> dict[str, list[float]]:
-    """Returns seconds for each repetition of each step; the steps take turns."""
+    """Times steps in turns.
+
+    Returns:
+        Seconds of each repetition by step.
+    """
     seconds = {name: [] for name in steps}
     for _ in range(repetitions):
         for name, step in steps.items():
@@ -80,7 +94,10 @@ def measure(steps: dict[str, Callable[[], float]], repetitions: int) -> dict[str
 
 
 def print_table(seconds: dict[str, list[float]], micro_batch_size: int) -> None:
-    """Prints a row a variant: images/s, and their ratio to the first variant's."""
+    """Prints images/s of each variant.
+
+    Also prints the ratio to the first variant.
+    """
     baseline = next(iter(seconds.values()))
     print("| variant | images/s, median | ratio, median | ratio, min to max |")
     print("|---|---|---|---|")

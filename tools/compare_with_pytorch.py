@@ -1,4 +1,6 @@
-"""Cross-check: our bottleneck ResNets and the same network in PyTorch give the same logits.
+"""Compares our bottleneck ResNets with the same networks in PyTorch.
+
+Both must give the same logits.
 
     pip install --target=/tmp/torch torch==2.13.0
     PYTHONPATH=/tmp/torch python tools/compare_with_pytorch.py --model=resnet50
@@ -46,18 +48,22 @@ _TORCH_NAMES = {
 }
 _MEAN, _STDDEV = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-_MODEL = flags.DEFINE_enum("model", "resnet50", list(_BLOCKS), "Network.")
-_IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Height and width, pixels.", lower_bound=32)
-_NUM_IMAGES = flags.DEFINE_integer("num_images", 4, "Images in the batch.", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 0, "Of weights, statistics and images.")
+_MODEL = flags.DEFINE_enum("model", "resnet50", list(_BLOCKS), "Network to compare.")
+_IMAGE_SIZE = flags.DEFINE_integer(
+    "image_size", 224, "Height and width of an image, in pixels.", lower_bound=32
+)
+_NUM_IMAGES = flags.DEFINE_integer("num_images", 4, "Number of images in the batch.", lower_bound=1)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of weights, statistics and images.")
 _TOLERANCE = flags.DEFINE_float("tolerance", 1e-3, "Largest relative difference to accept.")
 
 
 class TorchResNet(nn.Module):
-    """ResNet v1.5 (He et al. 2015; stride on the 3x3 as in Goyal et al. 2017, section 5.1).
+    """Computes a ResNet v1.5 in PyTorch (He et al. 2015).
+
+    The stride is on the 3x3 convolution, as in Goyal et al. 2017, section 5.1.
 
     Args:
-        blocks: residual blocks, one number a stage.
+        blocks: Number of residual blocks of each stage.
     """
 
     def __init__(self, blocks: tuple[int, ...]) -> None:
@@ -80,7 +86,14 @@ class TorchResNet(nn.Module):
         self.logits = nn.Linear(in_channels, _NUM_CLASSES)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Returns logits [n, classes] of normalized images [n, 3, height, width], float32."""
+        """Returns the logits of normalized images.
+
+        Args:
+            images: [n, 3, height, width], float32.
+
+        Returns:
+            [n, classes], float32.
+        """
         x = torch.relu(self._conv_bn(images, "stem"))
         x = nn.functional.max_pool2d(x, 3, stride=2, padding=1)
         for scope in self.scopes:
@@ -108,7 +121,7 @@ class TorchResNet(nn.Module):
 
 
 def randomize_batch_normalization(model: keras.Model, random: np.random.Generator) -> None:
-    """Gives gamma, beta, and the moving statistics values that no layer starts with."""
+    """Randomizes gamma, beta and the moving statistics of all layers."""
     for layer in model.layers:
         if isinstance(layer, BatchNormalization):
             shape = layer.gamma.shape
@@ -120,7 +133,11 @@ def randomize_batch_normalization(model: keras.Model, random: np.random.Generato
 
 @torch.no_grad()
 def copy_weights(model: keras.Model, network: TorchResNet) -> None:
-    """Copies every weight into the module of the same name; raises if one is left over."""
+    """Copies every weight into the module of the same name.
+
+    Raises:
+        AssertionError: a weight of one side has no counterpart on the other.
+    """
     copied = 0
     for layer in model.layers:
         for ours, theirs in _TORCH_NAMES.items():
@@ -138,13 +155,13 @@ def copy_weights(model: keras.Model, network: TorchResNet) -> None:
 
 
 def difference(ours: np.ndarray, theirs: torch.Tensor) -> float:
-    """Largest absolute difference over the largest absolute value."""
+    """Returns the largest difference relative to the largest value."""
     theirs = theirs.numpy()
     return float(np.max(np.abs(ours - theirs)) / np.max(np.abs(theirs)))
 
 
 def statistics_difference(model: keras.Model, network: TorchResNet, ours: str) -> float:
-    """Largest difference of a moving statistic over all layers."""
+    """Returns the largest difference of a moving statistic."""
     return max(
         difference(
             getattr(layer, ours).numpy(),
@@ -157,11 +174,11 @@ def statistics_difference(model: keras.Model, network: TorchResNet, ours: str) -
 
 @torch.no_grad()
 def compare(model: keras.Model, network: TorchResNet, images: np.ndarray) -> dict[str, float]:
-    """Returns what was compared, and the difference.
+    """Returns relative differences by what was compared.
 
     Args:
-        model: ours.
-        network: PyTorch's, with the weights of `model`.
+        model: Our model.
+        network: The model in PyTorch, with the weights of `model`.
         images: [n, height, width, 3], uint8.
     """
     normalized = ((images / 255 - _MEAN) / _STDDEV).transpose(0, 3, 1, 2)

@@ -1,4 +1,6 @@
-"""Indexes the TFRecord files of a data set: reads all of it once, checks it, notes what is where.
+"""Indexes and checks the TFRecord files of a data set.
+
+Reads all records once and notes where each one is.
 
     python tools/index_tfrecord.py --path=/data/imagenet-tfrecord
     python tools/index_tfrecord.py --path=/data/tensorflow_datasets/imagenet2012/5.1.0
@@ -16,13 +18,16 @@ from absl import app, flags
 from tf_lbsgd.input_pipeline.records.shard_folder import index_path
 from tf_lbsgd.input_pipeline.records.shard_index import index_files
 
-_PATH = flags.DEFINE_string("path", None, "Folder of TFRecord files.", required=True)
+_PATH = flags.DEFINE_string("path", None, "Folder of the TFRecord files to index.", required=True)
 _SHARD_NAME = re.compile(r"(.+)-\d{5}-of-\d{5}")
 _ARRAY_RECORD = ".array_record"
 
 
 def splits_in(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
-    """Uncompressed shards by the part of their names before the number."""
+    """Returns the uncompressed shards by split.
+
+    The name of a split is the part of the file names before the number.
+    """
     splits: dict[str, list[pathlib.Path]] = {}
     for path in sorted(folder.iterdir()):
         match = _SHARD_NAME.fullmatch(path.name)
@@ -32,7 +37,7 @@ def splits_in(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
 
 
 def main(argv: list[str]) -> None:
-    """Writes an index for each split, and prints a row for each."""
+    """Writes an index for each split and prints its size."""
     folder = pathlib.Path(_PATH.value)
     splits = splits_in(folder)
     if not splits:

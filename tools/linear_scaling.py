@@ -1,4 +1,6 @@
-"""The linear scaling rule as an experiment: k small steps against one large one, along training.
+"""Compares k small steps with one large step along training.
+
+An experiment about the linear scaling rule.
 
     python -m tf_lbsgd.cli.train --flagfile=flags/quickstart.flags --run_dir=runs/a \
         --keep_checkpoints=100
@@ -10,11 +12,11 @@ section 2.1, equations (3) and (4): plain SGD), and reports
 
     |w_k - w'| / |w_k - w_0|
 
-0: one large step does what k small ones do. 1: it is as wrong as doing nothing. The rule rests on
-the gradients at w_j being like those at w_0, which the paper says fails "when the network is
-changing rapidly" (section 2.2): in the first epochs. That is the reason for warmup.
+At 0 one large step does what k small ones do. At 1 it is as wrong as doing nothing. The rule
+assumes that the gradients at w_j are like those at w_0. The paper says that this fails "when the
+network is changing rapidly" (section 2.2), which is in the first epochs. Hence the warmup.
 
-docs/linear_scaling.md has what came out.
+The results are in docs/linear_scaling.md.
 """
 
 import statistics
@@ -33,17 +35,25 @@ from tf_lbsgd.run.plan import Plan
 from tf_lbsgd.run.recipe import Recipe
 from tf_lbsgd.step.trainer import DataParallelModel
 
-_RUN_DIR = flags.DEFINE_string("run_dir", None, "Run with checkpoints.", required=True)
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of data sets found by name.")
-_K = flags.DEFINE_integer("k", 8, "Small steps to a large one.", lower_bound=2)
-_BATCH = flags.DEFINE_integer("batch_size", None, "Of a small step. [the reference batch]")
-_RATE = flags.DEFINE_float("learning_rate", None, "Of a small step. [the base rate]")
-_DRAWS = flags.DEFINE_integer("draws", 5, "Measurements at each checkpoint.", lower_bound=1)
-_PLOT = flags.DEFINE_string("plot", None, "Write a figure here.")
+_RUN_DIR = flags.DEFINE_string(
+    "run_dir", None, "Folder of a run that kept its checkpoints.", required=True
+)
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the data sets that have a name.")
+_K = flags.DEFINE_integer("k", 8, "Number of small steps for a large one.", lower_bound=2)
+_BATCH = flags.DEFINE_integer(
+    "batch_size", None, "Number of images in a small step. [the reference batch size]"
+)
+_RATE = flags.DEFINE_float(
+    "learning_rate", None, "Learning rate of a small step. [the base learning rate]"
+)
+_DRAWS = flags.DEFINE_integer(
+    "draws", 5, "Number of measurements at each checkpoint.", lower_bound=1
+)
+_PLOT = flags.DEFINE_string("plot", None, "File to which a figure is written.")
 
 
 def main(_: list[str]) -> None:
-    """Measures at the initial weights and at every checkpoint of the run."""
+    """Measures at the initial weights and at every checkpoint."""
     run_folder = RunFolder(_RUN_DIR.value)
     recipe = run_folder.read_recipe()
     source = open_split(recipe, RunOptions(data_dir=_DATA_DIR.value), "train")
@@ -73,7 +83,10 @@ def main(_: list[str]) -> None:
 
 
 def small_rate(plan: Plan, step: int) -> float:
-    """Rate of a small step: the base rate, lowered as the schedule has lowered the peak rate."""
+    """Returns the learning rate of a small step.
+
+    It is the base rate, lowered by as much as the schedule has lowered the peak rate.
+    """
     base = _RATE.value or plan.recipe.base_learning_rate
     if step < plan.warmup_steps:
         return base
@@ -81,14 +94,17 @@ def small_rate(plan: Plan, step: int) -> float:
 
 
 def batch_size(recipe: Recipe) -> int:
-    """Images of a small step."""
+    """Returns the number of images in a small step."""
     return _BATCH.value or recipe.reference_batch_size
 
 
 def create_sgd_model(
     recipe: Recipe, source: input_pipeline.Source
 ) -> tuple[DataParallelModel, dict[str, np.ndarray]]:
-    """Returns the recipe's model with plain SGD in float32, and its initial weights by name."""
+    """Returns the recipe's model with plain SGD in float32.
+
+    Also returns its initial weights by name.
+    """
     model = builders.create_model(recipe, source)
     model.compile(
         optimizer=MomentumSGD(0.0, momentum=0.0, weight_decay=recipe.weight_decay),
@@ -101,7 +117,10 @@ def create_sgd_model(
 def batches(
     recipe: Recipe, source: input_pipeline.Source, draw: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Returns k minibatches that no other draw has, images and one-hot labels."""
+    """Returns k minibatches that no other draw has.
+
+    Each has images and one-hot labels.
+    """
     dataset = input_pipeline.training_dataset(
         source,
         global_batch_size=batch_size(recipe),
@@ -121,7 +140,11 @@ def relative_distance(
     minibatches: list[tuple[np.ndarray, np.ndarray]],
     learning_rate: float,
 ) -> float:
-    """Returns |w_k - w'| / |w_k - w_0| over all trainable weights."""
+    """Compares one large step with k small ones.
+
+    Returns:
+        |w_k - w'| / |w_k - w_0| over all trainable weights.
+    """
     checkpoints.assign_arrays(checkpoints.model_variables(model), start)
     w_0 = trainable_vector(model)
     model.optimizer.learning_rate = learning_rate

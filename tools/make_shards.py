@@ -1,13 +1,13 @@
-"""Makes shards in the classic ImageNet layout from an image folder.
+"""Makes shards in ImageNet's layout from an image folder.
 
     python tools/make_shards.py --input=/data/imagenet --output=/data/imagenet-shards \
         --num_train_shards=1024 --num_validation_shards=128
     python -m tf_lbsgd.cli.train --dataset=tfrecord:/data/imagenet-shards ...
 
-The shards hold the files of the folder in its order (classes, then files, by name), so that sample
-ids are the same and training from shards repeats training from the folder. A shard is written
-beside its place and moved there when it is whole: interrupt the command at any time, start it
-again, and it makes what is missing. Formats: tfrecord (with an index), arrayrecord.
+The shards hold the files of the folder in its order (classes, then files, by name). So sample ids
+are the same, and training from shards repeats training from the folder. A shard gets its name when
+it is whole. The command may be interrupted at any time: started again, it makes what is missing.
+Formats: tfrecord (with an index), arrayrecord.
 """
 
 import concurrent.futures
@@ -27,25 +27,36 @@ from tf_lbsgd.input_pipeline.records.shard_folder import INFIXES, LABELS_FILE, i
 from tf_lbsgd.input_pipeline.records.shard_index import index_files
 from tf_lbsgd.input_pipeline.sources.image_folder import ImageFolder
 
-_INPUT = flags.DEFINE_string("input", None, "Image folder: train/CLASS/*.jpg ...", required=True)
-_OUTPUT = flags.DEFINE_string("output", None, "Folder for the shards.", required=True)
-_FORMAT = flags.DEFINE_enum("format", "tfrecord", sorted(INFIXES), "Of the shards.")
+_INPUT = flags.DEFINE_string(
+    "input", None, "Image folder that holds train/CLASS/*.jpg.", required=True
+)
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "Folder to which the shards are written.", required=True
+)
+_FORMAT = flags.DEFINE_enum("format", "tfrecord", sorted(INFIXES), "Format of the shards.")
 _NUM_SHARDS = {
-    "train": flags.DEFINE_integer("num_train_shards", 4, "Shards to train.", lower_bound=1),
-    "validation": flags.DEFINE_integer("num_validation_shards", 1, "To validate.", lower_bound=1),
+    "train": flags.DEFINE_integer(
+        "num_train_shards", 4, "Number of shards of the training images.", lower_bound=1
+    ),
+    "validation": flags.DEFINE_integer(
+        "num_validation_shards", 1, "Number of shards of the validation images.", lower_bound=1
+    ),
 }
 _NUM_PROCESSES = flags.DEFINE_integer(
-    "num_processes", os.cpu_count(), "Shards made at once.", lower_bound=1
+    "num_processes",
+    os.cpu_count(),
+    "Number of shards that are made at the same time.",
+    lower_bound=1,
 )
 
 _FIRST_LABEL = 1  # of the layout
 
 
 def write_shard(shard: pathlib.Path, form: str, files: Sequence[tuple[str, int]]) -> None:
-    """Writes a shard beside its place, then moves it there.
+    """Writes a shard and gives it its name when whole.
 
     Args:
-      shard: The shard's path.
+      shard: Path of the shard.
       form: "tfrecord" or "arrayrecord".
       files: (path, label) of the images, labels from 0.
     """
@@ -73,7 +84,9 @@ def _open_writer(path: pathlib.Path, form: str) -> tuple[Callable[[bytes], None]
 
 
 def claim_folder(folder: pathlib.Path, name: str, plan: dict[str, object]) -> None:
-    """Notes what the shards will hold, or checks that they are those that were begun here.
+    """Notes what the shards of a folder will hold.
+
+    If a note is there already, checks that it is the same.
 
     Raises:
       ValueError: the folder has shards of other images or another number of them.
@@ -93,7 +106,7 @@ def _ignore_interrupts() -> None:
 
 
 def make_split(source: ImageFolder, folder: pathlib.Path, split: str, form: str) -> None:
-    """Makes the shards of a split that are not there yet, in several processes."""
+    """Makes the missing shards of a split in several processes."""
     files = list(zip(source.paths, source.labels.tolist(), strict=True))
     num_shards = _NUM_SHARDS[split].value
     if num_shards > len(files):

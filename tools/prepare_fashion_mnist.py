@@ -1,4 +1,6 @@
-"""Makes tf_lbsgd/input_pipeline/sources/fashion_mnist_10k.npz from the IDX files of Fashion-MNIST.
+"""Makes the bundled images from the files of Fashion-MNIST.
+
+They are tf_lbsgd/input_pipeline/sources/fashion_mnist_10k.npz.
 
     apt-get install dataset-fashion-mnist
     python tools/prepare_fashion_mnist.py
@@ -20,13 +22,15 @@ _BUNDLE = (
 _BUNDLED_TRAIN, _BUNDLED_TEST = 10_000, 2_000
 
 _DATA_DIR = flags.DEFINE_string(
-    "data_dir", DEBIAN_DATA_DIR, "Holds the folder fashion-mnist of four IDX .gz files."
+    "data_dir", DEBIAN_DATA_DIR, "Folder that holds fashion-mnist, a folder of four IDX .gz files."
 )
-_OUTPUT = flags.DEFINE_string("output", str(_BUNDLE), "The .npz file to write.")
+_OUTPUT = flags.DEFINE_string(
+    "output", str(_BUNDLE), "File (.npz) to which the images are written."
+)
 
 
 def main(argv: list[str]) -> None:
-    """Reads, takes the first images, writes."""
+    """Reads the images and writes the first ones."""
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
     arrays = {}

@@ -1,4 +1,6 @@
-"""Makes tests/data/photos, a small image folder of real photographs, from Debian's wallpapers.
+"""Makes the tests' photographs from Debian's wallpapers.
+
+They are tests/data/photos, a small image folder.
 
     apt-get install lomiri-wallpapers-16.04
     python tools/prepare_photos.py
@@ -23,16 +25,26 @@ _SPLITS = {"train": 8, "validation": 2}
 _SIZES = ((500, 375), (375, 500), (500, 333), (480, 360))  # (width, height), pixels
 _QUALITY = 76
 
-_SOURCE_DIR = flags.DEFINE_string("source_dir", "/usr/share/backgrounds", "The photographs.")
+_SOURCE_DIR = flags.DEFINE_string(
+    "source_dir", "/usr/share/backgrounds", "Folder of the photographs."
+)
 _OUTPUT = flags.DEFINE_string(
-    "output", str(pathlib.Path(__file__).parents[1] / "tests/data/photos"), "The image folder."
+    "output",
+    str(pathlib.Path(__file__).parents[1] / "tests/data/photos"),
+    "Image folder that is written.",
 )
 
 
 def random_crop(
     photo: Image.Image, size: tuple[int, int], generator: np.random.Generator
 ) -> Image.Image:
-    """A place of the photograph, two fifths to four fifths of it, scaled to `size` pixels."""
+    """Returns a random crop of a photograph.
+
+    Args:
+        photo: The photograph.
+        size: Width and height of the result, pixels. The crop is scaled to it.
+        generator: Draws the place, and the scale: two to four fifths of the largest possible crop.
+    """
     scale = generator.uniform(0.4, 0.8) * min(photo.width / size[0], photo.height / size[1])
     width, height = (round(side * scale) for side in size)
     left = int(generator.integers(photo.width - width + 1))
@@ -41,7 +53,7 @@ def random_crop(
 
 
 def main(_: list[str]) -> None:
-    """Writes PATH/SPLIT/CLASS/NUMBER.jpg, the same crops each time."""
+    """Writes SPLIT/CLASS/NUMBER.jpg, the same crops each time."""
     generator = np.random.default_rng(0)
     for name, file in _PHOTOS.items():
         photo = Image.open(pathlib.Path(_SOURCE_DIR.value) / file)

@@ -1,14 +1,15 @@
-"""How well a streamed data set is shuffled, against an exact permutation of as many samples.
+"""Measures how well a streamed data set is shuffled.
+
+The measure is an exact permutation of as many samples.
 
     python tools/shuffle_quality.py --num_examples=20000 --num_files=16 --shuffle_buffer=10000
 
-No data are read: the order of stream_order.training_stream is made of numbers. Reported are, over
-pairs of consecutive epochs:
+No data are read: the samples that stream_order.training_stream orders are numbers. Reported are
 
-    displacement   how far a sample moves between its places in the two epochs, as a share of the
-                   epoch: 1/3 on average for independent permutations
-    neighbours     the share of pairs of samples that were next to each other in the files and are
-                   in one global minibatch: kn / N by chance
+    displacement   the distance between a sample's places in two consecutive epochs, as a share of
+                   the epoch: 1/3 on average for independent permutations
+    neighbours     the share of neighbours in the files that are in one global minibatch:
+                   kn / N by chance
 """
 
 import numpy as np
@@ -19,17 +20,21 @@ from tqdm import tqdm
 from tf_lbsgd.input_pipeline.order import training_ids
 from tf_lbsgd.input_pipeline.stream_order import RecordStream, training_stream
 
-_NUM_EXAMPLES = flags.DEFINE_integer("num_examples", 20_000, "Samples of an epoch.")
-_NUM_FILES = flags.DEFINE_integer("num_files", 16, "Files that they are in.")
-_BUFFERS = flags.DEFINE_list("shuffle_buffer", ["100", "1000", "10000"], "Records each.")
-_BATCH = flags.DEFINE_integer("global_batch_size", 256, "kn.")
-_MICRO_BATCH = flags.DEFINE_integer("micro_batch_size", 32, "n.")
-_EPOCHS = flags.DEFINE_integer("epochs", 3, "Epochs that are compared.", lower_bound=2)
-_PLOT = flags.DEFINE_string("plot", None, "Draw where samples of one epoch came from, here.")
+_NUM_EXAMPLES = flags.DEFINE_integer("num_examples", 20_000, "Number of samples in an epoch.")
+_NUM_FILES = flags.DEFINE_integer("num_files", 16, "Number of files that hold the samples.")
+_BUFFERS = flags.DEFINE_list(
+    "shuffle_buffer", ["100", "1000", "10000"], "Sizes of the shuffle buffer, in records."
+)
+_BATCH = flags.DEFINE_integer("global_batch_size", 256, "Global minibatch size kn.")
+_MICRO_BATCH = flags.DEFINE_integer("micro_batch_size", 32, "Micro-batch size n.")
+_EPOCHS = flags.DEFINE_integer("epochs", 3, "Number of epochs to compare.", lower_bound=2)
+_PLOT = flags.DEFINE_string(
+    "plot", None, "File to which a figure of the sample order of an epoch is written."
+)
 
 
 def main(_: list[str]) -> None:
-    """Prints a row for each buffer, and one for exact order."""
+    """Prints a row for each buffer and the exact order."""
     orders = {
         f"streamed, buffer {size}": streamed_order(int(size))
         for size in tqdm(_BUFFERS.value, desc="buffers", leave=False)
@@ -45,7 +50,11 @@ def main(_: list[str]) -> None:
 
 
 def streamed_order(shuffle_buffer: int) -> np.ndarray:
-    """int64 [epochs, samples used], the ids of each epoch in their order."""
+    """Returns the ids of each epoch in streamed order.
+
+    Returns:
+        int64 [epochs, samples used].
+    """
     sizes = np.diff(np.linspace(0, _NUM_EXAMPLES.value, _NUM_FILES.value + 1).astype(int)).tolist()
     counts = tf.constant(sizes, tf.int64)
 
@@ -65,7 +74,11 @@ def streamed_order(shuffle_buffer: int) -> np.ndarray:
 
 
 def exact_order() -> np.ndarray:
-    """The same of exact sources."""
+    """Returns the ids of each epoch in exact order.
+
+    Returns:
+        int64 [epochs, samples used].
+    """
     ids = training_ids(_NUM_EXAMPLES.value, _BATCH.value, 1, [0], seed=0, start_step=0)
     return _epochs(ids.map(lambda epoch, ids: ids))
 
@@ -77,7 +90,10 @@ def _epochs(ids: tf.data.Dataset) -> np.ndarray:
 
 
 def displacement(epochs: np.ndarray) -> float:
-    """Mean distance of a sample's places in consecutive epochs, as a share of the epoch."""
+    """Returns how far samples move between consecutive epochs.
+
+    The mean distance of a sample's two places, as a share of the epoch.
+    """
     places = np.full((len(epochs), _NUM_EXAMPLES.value), np.nan)
     for place, ids in zip(places, epochs, strict=True):
         place[ids] = np.arange(len(ids)) / len(ids)
@@ -85,7 +101,10 @@ def displacement(epochs: np.ndarray) -> float:
 
 
 def neighbours(epochs: np.ndarray) -> float:
-    """Share of neighbours in the files that share a global minibatch."""
+    """Returns the share of neighbours that share a minibatch.
+
+    Neighbours are next to each other in the files.
+    """
     shares = []
     for ids in epochs:
         batch_of = np.full(_NUM_EXAMPLES.value, -1)
@@ -96,7 +115,7 @@ def neighbours(epochs: np.ndarray) -> float:
 
 
 def plot(orders: dict[str, np.ndarray], path: str) -> None:
-    """Draws the id at each place of the first epoch, a panel an order."""
+    """Draws the id at each place of the first epoch."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(3 * len(orders), 3), layout="constrained")

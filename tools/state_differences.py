@@ -1,4 +1,4 @@
-"""How far apart two runs are after a step."""
+"""Measures how far apart two runs are after a step."""
 
 from pathlib import Path
 
@@ -8,7 +8,11 @@ GROUPS = ("weights", "statistics", "momentum")
 
 
 def read_state(run_dir: Path, step: int) -> dict[str, np.ndarray]:
-    """Returns weights, BN statistics and momentum after a step, each as one vector."""
+    """Returns the state of a run after a step.
+
+    Returns:
+        Weights, batch-norm statistics and momentum, each as one vector [values].
+    """
     with np.load(run_dir / "checkpoints" / f"step-{step:09d}.npz", allow_pickle=False) as arrays:
         parts = {group: [] for group in GROUPS}
         for name in sorted(arrays):
@@ -24,7 +28,10 @@ def read_state(run_dir: Path, step: int) -> dict[str, np.ndarray]:
 def relative_differences(
     state: dict[str, np.ndarray], reference: dict[str, np.ndarray]
 ) -> dict[str, float]:
-    """Returns |state - reference| / |reference|, L2 norms, for each group."""
+    """Returns |state - reference| / |reference| of each group.
+
+    The norms are L2 norms.
+    """
     return {
         group: float(
             np.linalg.norm(state[group] - reference[group]) / np.linalg.norm(reference[group])

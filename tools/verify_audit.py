@@ -1,9 +1,11 @@
-"""Checks that every epoch of a run used each image at most once, and names those it dropped.
+"""Checks that every epoch used each image at most once.
+
+Also names the images that an epoch dropped.
 
     python -m tf_lbsgd.cli.launch --num_workers=2 -- ... --run_dir=runs/a --audit_data
     python tools/verify_audit.py --run_dir=runs/a
 
-Exits with status 1 if an image was used twice or a number is not the plan's.
+Exits with status 1 if an image was used twice, or if not as many images were dropped as planned.
 """
 
 import itertools
@@ -17,13 +19,15 @@ from tf_lbsgd.run.options import RunOptions
 from tf_lbsgd.run.plan import Plan
 from tf_lbsgd.step import audit
 
-_RUN_DIR = flags.DEFINE_string("run_dir", None, "Run trained with --audit_data.", required=True)
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of data sets found by name.")
+_RUN_DIR = flags.DEFINE_string(
+    "run_dir", None, "Folder of a run that was trained with --audit_data.", required=True
+)
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the data sets that have a name.")
 _SHOWN = 8
 
 
 def main(_: list[str]) -> None:
-    """Prints a row for each epoch that the audit covers whole."""
+    """Prints a row for each epoch that is audited whole."""
     run_folder = RunFolder(_RUN_DIR.value)
     recipe = run_folder.read_recipe()
     source = open_split(recipe, RunOptions(data_dir=_DATA_DIR.value), "train")

@@ -1,11 +1,11 @@
-"""Decodes every image of a data set before a long run does, and lists what is wrong with it.
+"""Finds images of a data set that cannot be decoded.
 
     python tools/verify_dataset.py --dataset=folder:/data/imagenet
     python tools/verify_dataset.py --dataset=tfrecord:/data/shards --split=train
 
-An image that cannot be decoded would stop a run, or be replaced (--dirty_data=tolerant). Oddities
-are no damage: they are decoded as they should be, and counted here so that nobody wonders. Exit
-status 1 if any image cannot be decoded.
+To be used before a long run, which a bad image would stop unless bad images are replaced
+(--dirty_data=tolerant). Unusual images, such as CMYK ones, decode correctly. They are counted, but
+are no errors. The exit status is 1 if any image cannot be decoded.
 """
 
 import collections
@@ -20,11 +20,17 @@ from tqdm import tqdm
 
 from tf_lbsgd import input_pipeline
 
-_DATASET = flags.DEFINE_string("dataset", None, "As of train.", required=True)
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of data sets found by name.")
-_SPLITS = flags.DEFINE_list("split", ["train", "validation"], "Which splits.")
-_THREADS = flags.DEFINE_integer("threads", None, "Images at a time. [one a core, and four]")
-_LISTED = flags.DEFINE_integer("listed", 20, "How many bad images are listed of each split.")
+_DATASET = flags.DEFINE_string(
+    "dataset", None, "Data set to decode, as --dataset of train.", required=True
+)
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the data sets that have a name.")
+_SPLITS = flags.DEFINE_list("split", ["train", "validation"], "Splits to decode.")
+_THREADS = flags.DEFINE_integer(
+    "threads", None, "Number of images that are decoded at a time. [number of cores + 4]"
+)
+_LISTED = flags.DEFINE_integer(
+    "listed", 20, "Upper limit of the bad images that are listed for each split."
+)
 
 _SMALL_SIDE = 64  # pixels
 
@@ -45,7 +51,11 @@ def main(_: list[str]) -> None:
 
 
 def verify(source: input_pipeline.EncodedImages, split: str) -> int:
-    """Prints what a split holds; returns how many of its images cannot be decoded."""
+    """Prints what a split holds.
+
+    Returns:
+        The number of images that cannot be decoded.
+    """
     reason_of = input_pipeline.unreadable_reason(source)
 
     def examine(sample: int) -> tuple[int, str, tuple[int, int] | None, list[str]]:
@@ -76,7 +86,10 @@ def verify(source: input_pipeline.EncodedImages, split: str) -> int:
 def examine_head(
     source: input_pipeline.EncodedImages, sample: int
 ) -> tuple[tuple[int, int] | None, list[str]]:
-    """Size in pixels and oddities of an image, from its head."""
+    """Returns width and height of an image, and its oddities.
+
+    Only the head of the image is read.
+    """
     (encoded,) = encoded_images(source, [sample])
     try:
         with Image.open(io.BytesIO(encoded)) as image:
@@ -86,7 +99,7 @@ def examine_head(
 
 
 def encoded_images(source: input_pipeline.EncodedImages, samples: list[int]) -> list[bytes]:
-    """The image files of samples."""
+    """Returns the contents of the image files of samples."""
     import numpy as np
     import tensorflow as tf
 
