@@ -16,6 +16,7 @@ import tensorflow as tf
 from absl import app, flags
 from tqdm import tqdm
 
+from tf_lbsgd.input_pipeline.batch_layout import BatchLayout
 from tf_lbsgd.input_pipeline.order import training_ids
 from tf_lbsgd.input_pipeline.stream_order import RecordStream, training_stream
 
@@ -44,6 +45,17 @@ def main(_: list[str]) -> None:
         print(f"Figure: {_PLOT.value}")
 
 
+def batch_layout() -> BatchLayout:
+    """Returns the layout of a step on one replica."""
+    return BatchLayout(
+        global_batch_size=_BATCH.value,
+        micro_batch_size=_MICRO_BATCH.value,
+        num_replicas=1,
+        replica_ids=[0],
+        seed=0,
+    )
+
+
 def streamed_order(shuffle_buffer: int) -> np.ndarray:
     """int64 [epochs, samples used], the ids of each epoch in their order."""
     sizes = np.diff(np.linspace(0, _NUM_EXAMPLES.value, _NUM_FILES.value + 1).astype(int)).tolist()
@@ -53,20 +65,14 @@ def streamed_order(shuffle_buffer: int) -> np.ndarray:
         return tf.data.Dataset.from_tensors("").repeat(counts[file])
 
     stream = training_stream(
-        RecordStream(sizes, read_file),
-        global_batch_size=_BATCH.value,
-        micro_batch_size=_MICRO_BATCH.value,
-        num_replicas=1,
-        replica_ids=[0],
-        seed=0,
-        shuffle_buffer=shuffle_buffer,
+        RecordStream(sizes, read_file), batch_layout(), shuffle_buffer=shuffle_buffer
     )
     return _epochs(stream.map(lambda epoch, ids, records: ids))
 
 
 def exact_order() -> np.ndarray:
     """The same of exact sources."""
-    ids = training_ids(_NUM_EXAMPLES.value, _BATCH.value, 1, [0], seed=0, start_step=0)
+    ids = training_ids(_NUM_EXAMPLES.value, batch_layout())
     return _epochs(ids.map(lambda epoch, ids: ids))
 
 
