@@ -220,7 +220,10 @@ def test_evaluation_steps(num_examples, batch, steps):
     [
         (lambda: order.training_ids(100, BatchLayout(128, 1, 2, [0], SEED)), "from 1 to 100"),
         (lambda: BatchLayout(10, 1, 3, [0], SEED), "same number of samples.*num_replicas=3"),
-        (lambda: BatchLayout(12, 4, 2, [0], SEED), "whole micro-batches.*micro_batch_size=4"),
+        (
+            lambda: BatchLayout(12, 4, 2, [0], SEED).micro_batches_per_step,
+            "whole micro-batches.*micro_batch_size=4",
+        ),
         (lambda: BatchLayout(0, 1, 2, [0], SEED), "global_batch_size=0"),
         (lambda: BatchLayout(10, 0, 2, [0], SEED), "micro_batch_size=0"),
         (lambda: BatchLayout(10, 1, 2, [], SEED), r"replica_ids=\[\]"),

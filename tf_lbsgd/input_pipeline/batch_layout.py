@@ -20,7 +20,7 @@ class BatchLayout:
       seed: The run's seed. Order and crops follow from it.
 
     Raises:
-      ValueError: if a size is below 1, n * R does not divide kn, or a replica id is not in [0, R).
+      ValueError: if a size is below 1, R does not divide kn, or a replica id is not in [0, R).
     """
 
     global_batch_size: int
@@ -34,35 +34,48 @@ class BatchLayout:
         object.__setattr__(self, "replica_ids", tuple(self.replica_ids))
         check_replicas(self.num_replicas, self.replica_ids)
         kn, n = self.global_batch_size, self.micro_batch_size
-        received = f"Received: global_batch_size={kn}, micro_batch_size={n}"
         if kn < 1 or n < 1:
-            raise ValueError(f"{received}. Expected: both at least 1.")
-        received += f", num_replicas={self.num_replicas}"
+            raise ValueError(
+                f"Received: global_batch_size={kn}, micro_batch_size={n}. "
+                "Expected: both at least 1."
+            )
         if kn % self.num_replicas:
             raise ValueError(
-                f"Every replica takes the same number of samples. {received}. "
+                "Every replica takes the same number of samples. "
+                f"Received: global_batch_size={kn}, num_replicas={self.num_replicas}. "
                 "Expected: a global_batch_size that num_replicas divides."
             )
-        if kn % (n * self.num_replicas):
-            raise ValueError(
-                f"Every replica takes whole micro-batches. {received}. "
-                "Expected: a global_batch_size that micro_batch_size * num_replicas divides."
-            )
-
-    @property
-    def micro_batches_per_step(self) -> int:
-        """Returns k = kn / n, micro-batches."""
-        return self.global_batch_size // self.micro_batch_size
-
-    @property
-    def micro_batches_per_replica(self) -> int:
-        """Returns k / R, micro-batches."""
-        return self.micro_batches_per_step // self.num_replicas
 
     @property
     def per_replica_batch_size(self) -> int:
         """Returns kn / R, images."""
         return self.global_batch_size // self.num_replicas
+
+    @property
+    def micro_batches_per_step(self) -> int:
+        """Returns k = kn / n, micro-batches.
+
+        Raises:
+          ValueError: as `micro_batches_per_replica`.
+        """
+        return self.micro_batches_per_replica * self.num_replicas
+
+    @property
+    def micro_batches_per_replica(self) -> int:
+        """Returns k / R, micro-batches.
+
+        Raises:
+          ValueError: if n * R does not divide kn. Only sources that are streamed need this.
+        """
+        kn, n, num_replicas = self.global_batch_size, self.micro_batch_size, self.num_replicas
+        if kn % (n * num_replicas):
+            raise ValueError(
+                "Every replica reads the pieces of whole micro-batches. "
+                f"Received: global_batch_size={kn}, micro_batch_size={n}, "
+                f"num_replicas={num_replicas}. "
+                "Expected: a global_batch_size that micro_batch_size * num_replicas divides."
+            )
+        return kn // (n * num_replicas)
 
     def steps_per_epoch(self, num_examples: int) -> int:
         """Returns how many whole steps an epoch has.

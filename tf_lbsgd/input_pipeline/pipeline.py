@@ -40,8 +40,8 @@ def training_dataset(
       there is one element a local replica.
 
     Raises:
-      ValueError: if augmentation is unknown, an epoch holds less than kn images, or it has no such
-        step as the start.
+      ValueError: if augmentation is unknown, an epoch holds less than kn images, it has no such
+        step as the start, or the source is streamed and n * R does not divide kn.
     """
     _check_start(start, layout.steps_per_epoch(source.num_examples))
     batches = source.training_batches(

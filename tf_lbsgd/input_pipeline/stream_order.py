@@ -94,7 +94,7 @@ def training_stream(
       step one element a local replica.
 
     Raises:
-      ValueError: if kn exceeds N.
+      ValueError: if kn exceeds N, or n * R does not divide kn.
     """
     steps_per_epoch = layout.steps_per_epoch(stream.num_examples)
     micro_batch_size, seed = layout.micro_batch_size, layout.seed

@@ -240,7 +240,7 @@ def test_training_batches_do_not_depend_on_the_number_of_replicas(folder, num_re
     def steps(num_replicas, num_threads):
         dataset = training_dataset(
             source,
-            BatchLayout(6, 1, num_replicas, range(num_replicas), seed=1),
+            BatchLayout(6, 2, num_replicas, range(num_replicas), seed=1),
             augmentation="random_resized_crop",
             num_threads=num_threads,
         )

@@ -140,6 +140,11 @@ def test_streams_use_no_record_twice_whatever_the_workers(num_workers, shards):
     assert not np.array_equal(ids[0], ids[len(ids) // EPOCHS])  # another order each epoch
 
 
+def test_a_stream_needs_whole_micro_batches(shards):
+    with pytest.raises(ValueError, match=r"pieces of whole micro-batches.*num_replicas=3"):
+        global_minibatches(open_form("streamed", shards), 3)  # of 3 images, 24 a step
+
+
 def test_a_stream_is_entered_at_any_step(shards):
     source = open_form("streamed", shards)
     ids, images, _ = global_minibatches(source, 2)
