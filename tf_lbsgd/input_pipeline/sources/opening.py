@@ -3,7 +3,12 @@
 from tf_lbsgd.input_pipeline.source import Source
 from tf_lbsgd.input_pipeline.sources.open_request import OpenRequest, Split
 from tf_lbsgd.input_pipeline.sources.user_source import open_user_source
-from tf_lbsgd.run.catalogue import DATASETS
+from tf_lbsgd.run.catalogue import (
+    DATASETS,
+    dataset_entry,
+    describe_datasets,
+    is_user_function,
+)
 
 
 def open_source(
@@ -34,34 +39,16 @@ def open_source(
       ValueError: if the name, the split, the size or the files are not as above.
     """
     request = OpenRequest(split, data_dir, image_size, shuffle_buffer, keep_in_memory)
-    name, colon, location = dataset.partition(":")
-    if name in DATASETS:
-        _check_form(dataset)
-        source: Source = DATASETS[name].load()(location, request)
-    elif name and colon:
+    scheme, _, location = dataset.partition(":")
+    if entry := dataset_entry(dataset):
+        source: Source = entry.load()(location, request)
+    elif is_user_function(dataset):
         source = open_user_source(dataset, request)
     else:
-        raise _unknown(dataset)
+        expected = DATASETS[scheme].form if scheme in DATASETS else describe_datasets()
+        raise ValueError(f"Unknown data set. Received: {dataset!r}. Expected: {expected}.")
     _check_image_size(dataset, source, image_size)
     return source
-
-
-def _check_form(dataset: str) -> None:
-    """Refuses a scheme without location, and a name with one."""
-    name, colon, location = dataset.partition(":")
-    form = DATASETS[name].form
-    _, takes_location, placeholder = form.partition(":")
-    if takes_location and not location:
-        raise ValueError(f"Received: {dataset!r} without a {placeholder}. Expected: {form}.")
-    if colon and not takes_location:
-        raise _unknown(dataset)
-
-
-def _unknown(dataset: str) -> ValueError:
-    forms = ", ".join(entry.form for entry in DATASETS.values())
-    return ValueError(
-        f"Unknown data set. Received: {dataset!r}. Expected: {forms}, or package.module:function."
-    )
 
 
 def _check_image_size(dataset: str, source: Source, image_size: int | None) -> None:
