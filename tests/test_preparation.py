@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from tf_lbsgd import preparation
+from tf_lbsgd.input_pipeline import TolerantImages
 from tf_lbsgd.preparation import check_disk_space, facts_to_agree_on, prepare_run
 from tf_lbsgd.run.options import RunOptions
 from tf_lbsgd.run.recipe import Recipe
@@ -106,6 +107,25 @@ def test_shards_that_differ_are_told_and_where_they_lie_is_not(tmp_path):
     )
     assert differing(one, same) == {"--dataset"}
     assert differing(one, other) == {"--dataset", "training data", "validation data"}
+
+
+def test_tolerating_dirty_data_changes_no_source_and_no_fact(tmp_path):
+    recipe = dataclasses.replace(
+        RECIPE, dataset=f"folder:{PHOTOS}", image_size=32, global_batch_size=8
+    )
+    strict, tolerant = (
+        prepare_run(recipe, Cluster(), tmp_path / "run", RunOptions(dirty_data=dirty_data))
+        for dirty_data in ("strict", "tolerant")
+    )
+    assert isinstance(tolerant.train, TolerantImages)
+    assert not isinstance(tolerant.validation, TolerantImages)
+    assert tolerant.augmentation == strict.augmentation
+    assert differing(facts_to_agree_on(strict), facts_to_agree_on(tolerant)) == {"--dirty_data"}
+
+
+def test_data_that_can_always_be_read_are_not_tolerated(tmp_path):
+    with pytest.raises(ValueError, match=r"--dirty_data=tolerant with SyntheticSource Expected: "):
+        prepare_run(RECIPE, Cluster(), tmp_path / "run", RunOptions(dirty_data="tolerant"))
 
 
 def test_a_disk_without_space_for_two_checkpoints_is_refused(tmp_path, monkeypatch):

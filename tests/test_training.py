@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tf_lbsgd import checkpoints, evaluation, training
 from tf_lbsgd.builders import create_model
+from tf_lbsgd.input_pipeline import UnreadableImageError
 from tf_lbsgd.input_pipeline.order import sample_ids
 from tf_lbsgd.preparation import open_split, prepare_run
 from tf_lbsgd.run.options import RunOptions
@@ -19,6 +21,7 @@ from tf_lbsgd.run.recipe import Recipe
 from tf_lbsgd.step import audit
 from tf_lbsgd.workers.cluster import Cluster
 
+PHOTOS = Path(__file__).parent / "data" / "photos"
 NUM_IMAGES = 100
 RECIPE = Recipe(
     model="resnet8",
@@ -198,6 +201,25 @@ def test_averaging_changes_what_is_evaluated_and_not_what_is_trained(averaged, t
 
 
 # ----------------------------------------------------------------------------- other options
+
+
+def test_a_plan_for_another_number_of_replicas_is_refused(tmp_path):
+    prepared = prepare_run(RECIPE, Cluster(), tmp_path)
+    for_two = dataclasses.replace(prepared, plan=dataclasses.replace(prepared.plan, num_replicas=2))
+    with pytest.raises(RuntimeError, match=r"a strategy with 1, a plan with 2\."):
+        training.run_training(for_two)
+    assert not (tmp_path / "recipe.json").exists()
+
+
+def test_an_image_that_cannot_be_read_is_named(tmp_path):
+    photos = shutil.copytree(PHOTOS, tmp_path / "photos")
+    damaged = sorted(photos.glob("train/*/*.jpg"))[3]
+    damaged.write_bytes(damaged.read_bytes()[:1000])
+    recipe = dataclasses.replace(RECIPE, dataset=f"folder:{photos}", image_size=8, epochs=1)
+    with pytest.raises(
+        UnreadableImageError, match=rf"Received: {damaged}: .* Expected: whole JPEG"
+    ):
+        run(recipe, tmp_path / "run")
 
 
 @pytest.mark.parametrize(

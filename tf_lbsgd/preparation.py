@@ -88,7 +88,8 @@ def prepare_run(
     train = open_split(recipe, options, "train")
     validation = open_split(recipe, options, "validation")
     if options.dirty_data == "tolerant":
-        tolerate_dirty_data(train, run_folder.replacements_log(cluster.task_index), options)
+        log = run_folder.replacements_log(cluster.task_index)
+        train = train.tolerant(log, options.max_replaced_images)
     for name in catalogue.user_functions(recipe.model):
         user_code.load_user_function(name)
     plan = Plan(
@@ -100,26 +101,6 @@ def prepare_run(
     if cluster.is_chief:  # only the chief writes checkpoints
         check_disk_space(prepared)
     return prepared
-
-
-def tolerate_dirty_data(train: input_pipeline.Source, log: Path, options: RunOptions) -> None:
-    """Makes a source replace training images that cannot be read.
-
-    Args:
-        train: The training images. They get `replacements`.
-        log: File that lists the images that were replaced.
-        options: Has the largest number of different images to replace.
-
-    Raises:
-        ValueError: The data set has no images that could be unreadable, or it is streamed.
-    """
-    if not isinstance(train, input_pipeline.EncodedImages):
-        raise ValueError(
-            "Only encoded images that are found by number can be replaced. Received: "
-            f"--dirty_data=tolerant with {type(train).__name__} Expected: folder:, tfrecord:, "
-            "arrayrecord: or tfds: data, or no --dirty_data."
-        )
-    train.replacements = input_pipeline.Replacements(train, log, options.max_replaced_images)
 
 
 def check_disk_space(prepared: PreparedRun) -> None:

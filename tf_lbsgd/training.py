@@ -33,6 +33,7 @@ from tf_lbsgd.callbacks import (
 from tf_lbsgd.preparation import PreparedRun, agree_with_other_workers
 from tf_lbsgd.run import catalogue, user_code
 from tf_lbsgd.run.folder import RunFolder, reported_error, reported_noise_scale
+from tf_lbsgd.run.plan import Plan
 from tf_lbsgd.run.recipe import Recipe
 from tf_lbsgd.step.audit import AuditedModel, AuditLog
 from tf_lbsgd.step.trainer import DataParallelModel
@@ -103,6 +104,7 @@ def train(
     """
     run_folder, plan, options = prepared.run_folder, prepared.plan, prepared.options
     cluster = prepared.cluster
+    check_num_replicas(plan, strategy)
     if cluster.is_chief:
         run_folder.claim(plan.recipe)
         print(plan.describe())
@@ -148,6 +150,20 @@ def record_user_code(recipe: Recipe, run_folder: RunFolder, position: TrainingPo
             f"Warning: the code of {name} has changed since this run began. It goes on from step "
             f"{position.step} with the new code, which user_code.json records.",
             flush=True,
+        )
+
+
+def check_num_replicas(plan: Plan, strategy: tf.distribute.Strategy) -> None:
+    """Refuses a strategy that has other replicas than the plan.
+
+    Raises:
+        RuntimeError: if the numbers differ. The plan's arithmetic would not be that of the run.
+    """
+    if plan.num_replicas != strategy.num_replicas_in_sync:
+        raise RuntimeError(
+            "The plan is for another number of replicas. Received: a strategy with "
+            f"{strategy.num_replicas_in_sync}, a plan with {plan.num_replicas}. Expected: the same "
+            "in both; every worker must see as many devices as the others."
         )
 
 
@@ -337,9 +353,6 @@ def unreadable_images(
         these images can be decoded.
     """
     train, validation = prepared.train, prepared.validation
-    kind = input_pipeline.EncodedImages
-    if not isinstance(train, kind) or not isinstance(validation, kind):
-        return None
     kn = position.phase.global_batch_size
     first = position.step_in_epoch * kn
     upcoming = input_pipeline.sample_ids(
@@ -348,8 +361,8 @@ def unreadable_images(
         prepared.plan.recipe.seed,
         train.num_examples,
     )
-    bad = input_pipeline.name_unreadable(train, upcoming.numpy().tolist())
-    bad = bad or input_pipeline.name_unreadable(validation, range(validation.num_examples))
+    bad = train.name_unreadable(upcoming.numpy().tolist())
+    bad = bad or validation.name_unreadable(range(validation.num_examples))
     if not bad:
         return None
     return input_pipeline.UnreadableImageError(
@@ -365,19 +378,20 @@ def training_dataset(
 
     They go on to the end of the phase, and are divided among the replicas.
     """
-    phase = position.phase
+    recipe = prepared.plan.recipe
     return distribution.distribute_dataset(
         strategy,
         lambda replica_ids: input_pipeline.training_dataset(
             prepared.train,
-            global_batch_size=phase.global_batch_size,
-            micro_batch_size=prepared.plan.recipe.micro_batch_size,
-            num_replicas=strategy.num_replicas_in_sync,
-            replica_ids=list(replica_ids),
-            seed=prepared.plan.recipe.seed,
+            input_pipeline.BatchLayout(
+                global_batch_size=position.phase.global_batch_size,
+                micro_batch_size=recipe.micro_batch_size,
+                num_replicas=strategy.num_replicas_in_sync,
+                replica_ids=replica_ids,
+                seed=recipe.seed,
+            ),
             augmentation=prepared.augmentation,
-            # The pipeline counts steps as if every epoch so far had had the kn of this phase.
-            start_step=position.epoch * phase.steps_per_epoch + position.step_in_epoch,
+            start=(position.epoch, position.step_in_epoch),
             with_ids=prepared.options.audit_data,
             num_threads=prepared.options.input_threads,
         ),

@@ -198,11 +198,13 @@ def ours(dataset: str, image_size: int, batch_size: int, cores: int) -> Iterator
     return iter(
         input_pipeline.training_dataset(
             source,
-            global_batch_size=batch_size,
-            micro_batch_size=batch_size,
-            num_replicas=1,
-            replica_ids=[0],
-            seed=0,
+            input_pipeline.BatchLayout(
+                global_batch_size=batch_size,
+                micro_batch_size=batch_size,
+                num_replicas=1,
+                replica_ids=[0],
+                seed=0,
+            ),
             augmentation="random_resized_crop",
             num_threads=cores,
         )

@@ -121,15 +121,16 @@ def batches(
 
     Each has images and one-hot labels.
     """
-    dataset = input_pipeline.training_dataset(
-        source,
+    layout = input_pipeline.BatchLayout(
         global_batch_size=batch_size(recipe),
         micro_batch_size=recipe.micro_batch_size,
         num_replicas=1,
         replica_ids=[0],
         seed=recipe.seed + 1,  # not the order that led to the checkpoint
-        augmentation="none",
-        start_step=draw * _K.value,
+    )
+    steps_per_epoch = layout.steps_per_epoch(source.num_examples)
+    dataset = input_pipeline.training_dataset(
+        source, layout, augmentation="none", start=divmod(draw * _K.value, steps_per_epoch)
     )
     return list(dataset.take(_K.value).as_numpy_iterator())
 

@@ -17,6 +17,7 @@ import tensorflow as tf
 from absl import app, flags
 from tqdm import tqdm
 
+from tf_lbsgd.input_pipeline.batch_layout import BatchLayout
 from tf_lbsgd.input_pipeline.order import training_ids
 from tf_lbsgd.input_pipeline.stream_order import RecordStream, training_stream
 
@@ -49,6 +50,17 @@ def main(_: list[str]) -> None:
         print(f"Figure: {_PLOT.value}")
 
 
+def batch_layout() -> BatchLayout:
+    """Returns the layout of a step on one replica."""
+    return BatchLayout(
+        global_batch_size=_BATCH.value,
+        micro_batch_size=_MICRO_BATCH.value,
+        num_replicas=1,
+        replica_ids=[0],
+        seed=0,
+    )
+
+
 def streamed_order(shuffle_buffer: int) -> np.ndarray:
     """Returns the ids of each epoch in streamed order.
 
@@ -62,13 +74,7 @@ def streamed_order(shuffle_buffer: int) -> np.ndarray:
         return tf.data.Dataset.from_tensors("").repeat(counts[file])
 
     stream = training_stream(
-        RecordStream(sizes, read_file),
-        global_batch_size=_BATCH.value,
-        micro_batch_size=_MICRO_BATCH.value,
-        num_replicas=1,
-        replica_ids=[0],
-        seed=0,
-        shuffle_buffer=shuffle_buffer,
+        RecordStream(sizes, read_file), batch_layout(), shuffle_buffer=shuffle_buffer
     )
     return _epochs(stream.map(lambda epoch, ids, records: ids))
 
@@ -79,7 +85,7 @@ def exact_order() -> np.ndarray:
     Returns:
         int64 [epochs, samples used].
     """
-    ids = training_ids(_NUM_EXAMPLES.value, _BATCH.value, 1, [0], seed=0, start_step=0)
+    ids = training_ids(_NUM_EXAMPLES.value, batch_layout())
     return _epochs(ids.map(lambda epoch, ids: ids))
 
 

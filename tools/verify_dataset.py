@@ -56,10 +56,9 @@ def verify(source: input_pipeline.EncodedImages, split: str) -> int:
     Returns:
         The number of images that cannot be decoded.
     """
-    reason_of = input_pipeline.unreadable_reason(source)
 
     def examine(sample: int) -> tuple[int, str, tuple[int, int] | None, list[str]]:
-        reason = reason_of(sample)
+        reason = source.unreadable_reason(sample)
         return sample, reason, *(examine_head(source, sample) if not reason else (None, []))
 
     bad, oddities = [], collections.Counter[str]()
@@ -68,7 +67,7 @@ def verify(source: input_pipeline.EncodedImages, split: str) -> int:
         examined = executor.map(examine, range(source.num_examples))
         for sample, reason, size, odd in tqdm(examined, total=source.num_examples, desc=split):
             if reason:
-                bad.append(f"  {source.records.place(sample)}: {reason}")
+                bad.append(f"  {source.place(sample)}: {reason}")
             if size:
                 sides.append(min(size))
             oddities.update(odd)
@@ -93,7 +92,7 @@ def examine_head(
     (encoded,) = encoded_images(source, [sample])
     try:
         with Image.open(io.BytesIO(encoded)) as image:
-            return image.size, list(oddities_of(image, source.records.place(sample)))
+            return image.size, list(oddities_of(image, source.place(sample)))
     except UnidentifiedImageError:
         return None, ["of a kind that Pillow does not know"]
 

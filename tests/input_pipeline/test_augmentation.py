@@ -163,13 +163,9 @@ def test_augment_batch_is_a_function_of_seed_epoch_and_id(rng, name):
     images = tf.constant(rng.integers(0, 256, (6, 16, 16, 3), np.uint8))
 
     def augment(seed, epoch, ids):
-        return augmentation.augment_batch(
-            tf.gather(images, ids),
-            augmentation=name,
-            seed=seed,
-            epoch=epoch,
-            ids=tf.constant(ids, tf.int64),
-        ).numpy()
+        ids = tf.constant(ids, tf.int64)
+        named = augmentation.augmentation_named(name)
+        return named.augment_batch(tf.gather(images, ids), seed=seed, epoch=epoch, ids=ids).numpy()
 
     whole = augment(1, 0, range(6))
     np.testing.assert_array_equal(augment(1, 0, [4, 1]), whole[[4, 1]])

@@ -9,7 +9,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tf_lbsgd.input_pipeline import order
+from tf_lbsgd.input_pipeline import BatchLayout, order
 
 NUM_EXAMPLES = 103
 GLOBAL_BATCH_SIZE = 12
@@ -22,14 +22,16 @@ def take(dataset, count):
     return list(dataset.take(count).as_numpy_iterator())
 
 
-def global_minibatches(num_replicas, num_steps, seed=SEED, start_step=0):
+def layout_of(num_replicas, replica_ids, seed=SEED):
+    return BatchLayout(GLOBAL_BATCH_SIZE, 1, num_replicas, replica_ids, seed)
+
+
+def global_minibatches(num_replicas, num_steps, seed=SEED):
     """(epoch, ids [kn]) a step, put together from one stream a replica, as separate workers read
     it."""
     streams = [
         take(
-            order.training_ids(
-                NUM_EXAMPLES, GLOBAL_BATCH_SIZE, num_replicas, [replica], seed, start_step
-            ),
+            order.training_ids(NUM_EXAMPLES, layout_of(num_replicas, [replica], seed)),
             num_steps,
         )
         for replica in range(num_replicas)
@@ -68,18 +70,19 @@ def test_minibatches_do_not_depend_on_the_number_of_replicas(num_replicas):
 
 
 def test_local_replicas_take_turns():
-    elements = take(order.training_ids(NUM_EXAMPLES, GLOBAL_BATCH_SIZE, 4, [2, 3], SEED), 6)
+    elements = take(order.training_ids(NUM_EXAMPLES, layout_of(4, [2, 3])), 6)
     for local, replica in enumerate([2, 3]):
-        alone = take(order.training_ids(NUM_EXAMPLES, GLOBAL_BATCH_SIZE, 4, [replica], SEED), 3)
+        alone = take(order.training_ids(NUM_EXAMPLES, layout_of(4, [replica])), 3)
         for (_, ids), (_, expected) in zip(elements[local::2], alone, strict=True):
             np.testing.assert_array_equal(ids, expected)
 
 
-@pytest.mark.parametrize("start_step", [1, STEPS_PER_EPOCH - 1, STEPS_PER_EPOCH, 21])
-def test_start_step_is_the_same_as_skipping(start_step):
-    arguments = (NUM_EXAMPLES, GLOBAL_BATCH_SIZE, 4, [0, 1], SEED)
-    skipped = take(order.training_ids(*arguments).skip(2 * start_step), 4)
-    started = take(order.training_ids(*arguments, start_step), 4)
+@pytest.mark.parametrize("num_steps", [1, STEPS_PER_EPOCH - 1, STEPS_PER_EPOCH, 21])
+def test_a_later_start_is_the_same_as_skipping(num_steps):
+    start = divmod(num_steps, STEPS_PER_EPOCH)
+    layout = layout_of(4, [0, 1])
+    skipped = take(order.training_ids(NUM_EXAMPLES, layout).skip(2 * num_steps), 4)
+    started = take(order.training_ids(NUM_EXAMPLES, layout, start), 4)
     for (expected_epoch, expected_ids), (epoch, ids) in zip(skipped, started, strict=True):
         assert epoch == expected_epoch
         np.testing.assert_array_equal(ids, expected_ids)
@@ -94,7 +97,7 @@ def test_the_dropped_tail_changes():
 
 
 def test_specs_are_static_and_infinite():
-    dataset = order.training_ids(NUM_EXAMPLES, GLOBAL_BATCH_SIZE, 4, [0, 1], SEED)
+    dataset = order.training_ids(NUM_EXAMPLES, layout_of(4, [0, 1]))
     epoch_spec, ids_spec = dataset.element_spec
     assert (epoch_spec.shape, epoch_spec.dtype) == ([], tf.int64)
     assert (ids_spec.shape, ids_spec.dtype) == ([3], tf.int64)
@@ -148,6 +151,15 @@ def test_low_bits_are_mixed(permutations):
         assert (
             15 < chi_square < 100
         )  # 49 degrees of freedom, standard deviation 10; too even is bad too
+
+
+def test_arithmetic_of_a_layout():
+    layout = BatchLayout(24, micro_batch_size=3, num_replicas=4, replica_ids=range(2, 4), seed=SEED)
+    assert layout.replica_ids == (2, 3)
+    assert layout.micro_batches_per_step == 8
+    assert layout.micro_batches_per_replica == 2
+    assert layout.per_replica_batch_size == 6
+    assert [layout.steps_per_epoch(n) for n in (24, 47, 48, 100)] == [1, 1, 2, 4]
 
 
 # Evaluation.
@@ -206,11 +218,17 @@ def test_evaluation_steps(num_examples, batch, steps):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: order.training_ids(100, 10, 3, [0], SEED), "num_replicas=3"),
-        (lambda: order.training_ids(100, 128, 2, [0], SEED), "from 1 to 100"),
-        (lambda: order.training_ids(100, 0, 2, [0], SEED), "global_batch_size=0"),
-        (lambda: order.training_ids(100, 10, 2, [2], SEED), r"replica_ids=\[2\]"),
-        (lambda: order.training_ids(100, 10, 2, [-1], SEED), r"replica_ids=\[-1\]"),
+        (lambda: order.training_ids(100, BatchLayout(128, 1, 2, [0], SEED)), "from 1 to 100"),
+        (lambda: BatchLayout(10, 1, 3, [0], SEED), "same number of samples.*num_replicas=3"),
+        (
+            lambda: BatchLayout(12, 4, 2, [0], SEED).micro_batches_per_step,
+            "whole micro-batches.*micro_batch_size=4",
+        ),
+        (lambda: BatchLayout(0, 1, 2, [0], SEED), "global_batch_size=0"),
+        (lambda: BatchLayout(10, 0, 2, [0], SEED), "micro_batch_size=0"),
+        (lambda: BatchLayout(10, 1, 2, [], SEED), r"replica_ids=\[\]"),
+        (lambda: BatchLayout(10, 1, 2, [2], SEED), r"replica_ids=\[2\]"),
+        (lambda: BatchLayout(10, 1, 2, [-1], SEED), r"replica_ids=\[-1\]"),
         (lambda: order.evaluation_ids(100, 10, 2, []), r"replica_ids=\[\]"),
         (lambda: order.evaluation_ids(0, 10, 2, [0]), "num_examples=0"),
         (lambda: order.evaluation_ids(10, 0, 2, [0]), "evaluation_batch_size=0"),

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from tf_lbsgd.input_pipeline import (
+    BatchLayout,
     evaluation_dataset,
     evaluation_steps,
     open_source,
@@ -17,15 +18,13 @@ FASHION = ("fashion_mnist_10k", "pad_crop")
 SYNTHETIC = ("synthetic:16x16x3x4x100", "random_resized_crop")
 
 
-def training_steps(name, augmentation, num_replicas, num_steps, **options):
+def training_steps(name, augmentation, num_replicas, num_steps, seed=3, **options):
     """(images, labels) of num_steps global minibatches, one after the other, NumPy."""
     dataset = training_dataset(
         open_source(name, None, None, "train"),
-        global_batch_size=24,
-        micro_batch_size=2,
-        num_replicas=num_replicas,
-        replica_ids=range(num_replicas),
-        **{"seed": 3, "augmentation": augmentation, **options},
+        BatchLayout(24, 2, num_replicas, range(num_replicas), seed),
+        augmentation=augmentation,
+        **options,
     )
     batches = list(dataset.take(num_steps * num_replicas).as_numpy_iterator())
     return [np.concatenate(parts) for parts in zip(*batches, strict=True)]
@@ -41,9 +40,10 @@ def test_pixels_do_not_depend_on_the_number_of_replicas(source, num_replicas):
 
 
 @pytest.mark.parametrize("source", [FASHION, SYNTHETIC])
-def test_start_step_enters_the_same_stream(source):
-    images, labels = training_steps(*source, 2, 7)  # SYNTHETIC has 4 steps an epoch
-    later_images, later_labels = training_steps(*source, 2, 2, start_step=5)
+def test_a_later_start_enters_the_same_stream(source):
+    images, labels = training_steps(*source, 2, 7)
+    start = {FASHION: (0, 5), SYNTHETIC: (1, 1)}[source]  # SYNTHETIC has 4 steps an epoch
+    later_images, later_labels = training_steps(*source, 2, 2, start=start)
     np.testing.assert_array_equal(later_images, images[5 * 24 :])
     np.testing.assert_array_equal(later_labels, labels[5 * 24 :])
 
@@ -55,9 +55,9 @@ def test_seed_changes_order_and_crops():
 
 def test_batches_hold_the_samples_of_the_id_stream():
     source = open_source("synthetic:4x4x1x10x100", None, None, "train")
-    arguments = {"global_batch_size": 20, "num_replicas": 2, "replica_ids": [1], "seed": 9}
-    batches = training_dataset(source, augmentation="none", micro_batch_size=1, **arguments)
-    ids = training_ids(source.num_examples, *arguments.values())
+    layout = BatchLayout(20, micro_batch_size=1, num_replicas=2, replica_ids=[1], seed=9)
+    batches = training_dataset(source, layout, augmentation="none")
+    ids = training_ids(source.num_examples, layout)
     for (_, labels), (_, expected) in zip(
         batches.take(12).as_numpy_iterator(), ids.take(12).as_numpy_iterator(), strict=True
     ):
@@ -67,11 +67,7 @@ def test_batches_hold_the_samples_of_the_id_stream():
 def test_training_spec():
     dataset = training_dataset(
         open_source("fashion_mnist_10k", None, None, "train"),
-        global_batch_size=128,
-        micro_batch_size=2,
-        num_replicas=4,
-        replica_ids=[1, 3],
-        seed=0,
+        BatchLayout(128, micro_batch_size=2, num_replicas=4, replica_ids=[1, 3], seed=0),
         augmentation="pad_crop",
         num_threads=2,
     )
@@ -108,3 +104,9 @@ def test_evaluation_delivers_every_image_once_and_empty_batches():
 def test_unknown_augmentation_is_refused():
     with pytest.raises(ValueError, match=r"augmentation='mixup'. Expected: .*pad_crop"):
         training_steps("fashion_mnist_10k", "mixup", 1, 1)
+
+
+@pytest.mark.parametrize("start", [(0, 4), (0, -1), (-1, 0)])
+def test_a_start_that_is_no_step_is_refused(start):
+    with pytest.raises(ValueError, match=r"No such step. Received: start=.* from 0 to 3\."):
+        training_steps(*SYNTHETIC, 1, 1, start=start)  # 4 steps an epoch

@@ -1,12 +1,13 @@
-"""Batches whose order, grouping and augmentation follow from the seed, whatever the number of
-workers.
+"""Makes batches that follow from the seed.
 
-Read `order` first: which sample is read at which step. `sources` says what a source is,
-`augmentation` what happens to an image, `pipeline` puts them together.
+Order, grouping and augmentation are functions of seed, epoch and recipe, and not of the number of
+workers. Read `order` first: it
+says which sample is read at which step. `source` says what a source is, `augmentation` what happens
+to an image, and `pipeline` puts them together.
 """
 
-from tf_lbsgd.input_pipeline.augmentation import AUGMENTATIONS
-from tf_lbsgd.input_pipeline.image_decoding import EncodedImages
+from tf_lbsgd.input_pipeline.augmentation import Augmentation
+from tf_lbsgd.input_pipeline.batch_layout import BatchLayout
 from tf_lbsgd.input_pipeline.order import (
     evaluation_ids,
     evaluation_steps,
@@ -18,29 +19,27 @@ from tf_lbsgd.input_pipeline.pipeline import (
     evaluation_dataset,
     training_dataset,
 )
-from tf_lbsgd.input_pipeline.source import Source
+from tf_lbsgd.input_pipeline.source import IndexedSource, Source
+from tf_lbsgd.input_pipeline.sources.array_source import ArraySource
+from tf_lbsgd.input_pipeline.sources.encoded_images import EncodedImages, UnreadableImageError
 from tf_lbsgd.input_pipeline.sources.opening import open_source
-from tf_lbsgd.input_pipeline.sources.tolerant_images import (
-    Replacements,
-    UnreadableImageError,
-    name_unreadable,
-    unreadable_reason,
-)
+from tf_lbsgd.input_pipeline.sources.tolerant_images import TolerantImages
 
 __all__ = [
-    "AUGMENTATIONS",
+    "ArraySource",
+    "Augmentation",
+    "BatchLayout",
     "EncodedImages",
-    "Replacements",
+    "IndexedSource",
     "Source",
+    "TolerantImages",
     "UnreadableImageError",
     "dataset_options",
     "evaluation_dataset",
     "evaluation_ids",
     "evaluation_steps",
-    "name_unreadable",
     "open_source",
     "sample_ids",
     "training_dataset",
     "training_ids",
-    "unreadable_reason",
 ]

@@ -1,20 +1,23 @@
-"""Crops and flips as pure functions of images and uniform numbers.
+"""Crops and flips images at random.
 
-The numbers come from `random_numbers.per_sample_uniform`, so a sample's crop depends on the seed,
-the epoch and the sample, and not on the worker, the batch or the batch size. Images are uint8 [m,
-height, width, channels] in and out; normalisation belongs to the device. A box is int32 (y, x,
-height, width), in pixels, as tf.io.decode_and_crop_jpeg takes it.
+Everything is a function of images and uniform numbers. The numbers come from
+`random_numbers.per_sample_uniform`. So a sample's crop depends on the seed, the epoch and the
+sample, and not on the worker, the batch or the batch size. Images are uint8 [m, height, width,
+channels] in and out. Normalization belongs to the device. A box is int32 (y, x, height, width), in
+pixels, as tf.io.decode_and_crop_jpeg takes it.
+
+To add an augmentation, write a subclass of `Augmentation` and add its line to
+`run.catalogue.AUGMENTATIONS`.
 """
 
+import abc
 import math
+from typing import ClassVar
 
 import tensorflow as tf
 
 from tf_lbsgd.input_pipeline.random_numbers import per_sample_uniform
-
-# The scaled one decodes large JPEGs at a fraction of their size; on decoded images it is the other.
-RESIZED_CROPS = ("random_resized_crop", "random_resized_crop_scaled")
-AUGMENTATIONS = ("none", "pad_crop", *RESIZED_CROPS)
+from tf_lbsgd.run.catalogue import AUGMENTATIONS
 
 PAD_CROP_DRAWS = 3  # y, x, flip
 _CROP_TRIES = 10
@@ -27,36 +30,148 @@ _MAX_ASPECT = 4 / 3
 _EVALUATION_CROP = 224 / 256  # of the short side
 
 
-def augment_batch(
-    images: tf.Tensor, *, augmentation: str, seed: int, epoch: tf.Tensor, ids: tf.Tensor
-) -> tf.Tensor:
-    """Augments decoded images, one of AUGMENTATIONS.
+class Augmentation(abc.ABC):
+    """Changes training images at random.
+
+    Attributes:
+      num_draws: Uniform numbers that an image needs.
+      decodes_scaled: Whether a large JPEG is decoded at 1/2, 1/4 or 1/8 of its size where the
+        crop allows it. This is faster and gives not quite the same pixels.
+    """
+
+    num_draws: ClassVar[int] = 0
+    decodes_scaled: ClassVar[bool] = False
+
+    @abc.abstractmethod
+    def augment(self, images: tf.Tensor, uniforms: tf.Tensor) -> tf.Tensor:
+        """Augments decoded images.
+
+        Args:
+          images: uint8 [m, height, width, channels], where m may be zero and is not static.
+          uniforms: float32 [m, num_draws] in [0, 1).
+
+        Returns:
+          uint8 [m, height, width, channels].
+        """
+
+    def crop_files(
+        self, uniforms: tf.Tensor, heights: tf.Tensor, widths: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor] | None:
+        """Chooses what is decoded of image files.
+
+        Args:
+          uniforms: float32 [m, num_draws] in [0, 1).
+          heights: int32 [m], of the images as stored, pixels.
+          widths: int32 [m], likewise.
+
+        Returns:
+          Boxes int32 [m, 4], which are decoded and resized, and flips bool [m]. That is all of the
+          augmentation then. None: the evaluation crop is decoded, and `augment` follows.
+        """
+        return None
+
+    def draw(self, *, seed: int, epoch: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
+        """Draws the uniform numbers of samples in an epoch.
+
+        Args:
+          seed: The run's seed.
+          epoch: int64 scalar.
+          ids: int64 [m], sample ids.
+
+        Returns:
+          float32 [m, num_draws] in [0, 1).
+        """
+        if self.num_draws == 0:  # evaluation: spares a hundred operations a batch
+            return tf.zeros([tf.size(ids), 0])
+        return per_sample_uniform(seed, epoch, ids, self.num_draws)
+
+    def augment_batch(
+        self, images: tf.Tensor, *, seed: int, epoch: tf.Tensor, ids: tf.Tensor
+    ) -> tf.Tensor:
+        """Augments decoded images with the numbers of their samples.
+
+        Args:
+          images: uint8 [m, height, width, channels].
+          seed: The run's seed.
+          epoch: int64 scalar.
+          ids: int64 [m], the images' sample ids.
+
+        Returns:
+          uint8 [m, height, width, channels].
+        """
+        return self.augment(images, self.draw(seed=seed, epoch=epoch, ids=ids))
+
+
+class NoAugmentation(Augmentation):
+    """Leaves images as they are.
+
+    Of files it takes the evaluation crop.
+    """
+
+    def augment(self, images: tf.Tensor, uniforms: tf.Tensor) -> tf.Tensor:
+        """Returns the images."""
+        return images
+
+
+class PadCrop(Augmentation):
+    """Pads, crops and flips, see `pad_crop`."""
+
+    num_draws = PAD_CROP_DRAWS
+
+    def augment(self, images: tf.Tensor, uniforms: tf.Tensor) -> tf.Tensor:
+        """Pads, crops and flips."""
+        return pad_crop(images, uniforms)
+
+
+class RandomResizedCrop(Augmentation):
+    """Crops at random and resizes, files while they are decoded."""
+
+    num_draws = RESIZED_CROP_DRAWS
+
+    def augment(self, images: tf.Tensor, uniforms: tf.Tensor) -> tf.Tensor:
+        """Crops images that are in memory, see `random_resized_crop`."""
+        return random_resized_crop(images, uniforms)
+
+    def crop_files(
+        self, uniforms: tf.Tensor, heights: tf.Tensor, widths: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Chooses a random box for every file, see `random_resized_crop_box`."""
+        boxes = random_resized_crop_box(uniforms[:, :RESIZED_CROP_BOX_DRAWS], heights, widths)
+        return boxes, uniforms[:, -1] < 0.5
+
+
+class ScaledRandomResizedCrop(RandomResizedCrop):
+    """Crops as `RandomResizedCrop`, and decodes large JPEGs at a fraction."""
+
+    decodes_scaled = True
+
+
+def augmentation_named(name: str) -> Augmentation:
+    """Returns the augmentation of a name.
 
     Args:
-      images: uint8 [m, height, width, channels].
-      augmentation: One of AUGMENTATIONS.
-      seed: The run's seed.
-      epoch: int64 scalar.
-      ids: int64 [m], the images' sample ids.
+      name: A key of `run.catalogue.AUGMENTATIONS`.
 
-    Returns:
-      uint8 [m, height, width, channels].
+    Raises:
+      ValueError: if there is none of that name.
     """
-    if augmentation == "pad_crop":
-        return pad_crop(images, per_sample_uniform(seed, epoch, ids, PAD_CROP_DRAWS))
-    if augmentation in RESIZED_CROPS:
-        return random_resized_crop(images, per_sample_uniform(seed, epoch, ids, RESIZED_CROP_DRAWS))
-    return images
+    if name not in AUGMENTATIONS:
+        raise ValueError(
+            f"Received: augmentation={name!r}. Expected: one of {', '.join(AUGMENTATIONS)}."
+        )
+    augmentation: Augmentation = AUGMENTATIONS[name].load()()
+    return augmentation
 
 
 def pad_crop(images: tf.Tensor, uniforms: tf.Tensor) -> tf.Tensor:
-    """Pads with zeros, crops the first size at random, flips half of the images.
+    """Pads and crops images, and flips half of them.
 
-    The augmentation of He et al. 2015 (arXiv 1512.03385, section 4.2) for CIFAR: 4 pixels a side at
-    32, here an eighth of each side, at least one pixel.
+    The padding is zeros. The crop has the size that the image had before. This is the augmentation
+    of He et al. 2015 (arXiv 1512.03385, section 4.2) for CIFAR, which pads 4 pixels a side at 32.
+    Here it is an eighth of each side, at least one pixel.
 
     Args:
-      images: uint8 [m, height, width, channels]; all but m static.
+      images: uint8 [m, height, width, channels], all but m static.
       uniforms: float32 [m, 3] in [0, 1): y offset, x offset, flip (u < 0.5).
 
     Returns:
@@ -73,13 +188,13 @@ def pad_crop(images: tf.Tensor, uniforms: tf.Tensor) -> tf.Tensor:
 
 
 def random_resized_crop(images: tf.Tensor, uniforms: tf.Tensor) -> tf.Tensor:
-    """Crops a random box, resizes it to the images' own size, flips half of the images.
+    """Crops and resizes images, and flips half of them.
 
-    Bilinear, with corners aligned. For images that are in memory already; encoded
-    ones are cropped while they are decoded.
+    The box is random. It is resized to the size of the images, bilinear, with corners aligned. This
+    is for images that are in memory. Files are cropped while they are decoded.
 
     Args:
-      images: uint8 [m, height, width, channels]; all but m static.
+      images: uint8 [m, height, width, channels], all but m static.
       uniforms: float32 [m, RESIZED_CROP_DRAWS] in [0, 1).
 
     Returns:
@@ -108,12 +223,13 @@ def random_resized_crop(images: tf.Tensor, uniforms: tf.Tensor) -> tf.Tensor:
 def random_resized_crop_box(
     uniforms: tf.Tensor, height: int | tf.Tensor, width: int | tf.Tensor
 ) -> tf.Tensor:
-    """Scale and aspect-ratio augmentation: a box of random area, aspect ratio and place.
+    """Draws a box of random area, aspect ratio and place.
 
-    Area is U(0.08, 1) of the image; aspect ratio (width / height) is log-uniform in (3/4, 4/3), as
-    in torchvision (fb.resnet.torch, which the paper used, drew it uniformly and then swapped the
-    sides of half of the boxes, which is nearly the same). Of 10 tries the first box that fits is
-    taken; when none does, the largest centred box whose aspect ratio is within the limits.
+    This is scale and aspect-ratio augmentation. The area is U(0.08, 1) of the image. The aspect
+    ratio (width / height) is log-uniform in (3/4, 4/3), as in torchvision. (fb.resnet.torch, which
+    the paper used, drew it uniformly and then swapped the sides of half of the boxes, which is
+    nearly the same.) Of 10 tries the first box that fits is taken. When none does, it is the
+    largest centred box whose aspect ratio is within the limits.
 
     Args:
       uniforms: float32 [..., RESIZED_CROP_BOX_DRAWS] in [0, 1): the 10 tries' areas, then aspect
@@ -150,11 +266,12 @@ def random_resized_crop_box(
 
 
 def center_crop_box(height: int | tf.Tensor, width: int | tf.Tensor, image_size: int) -> tf.Tensor:
-    """The evaluation crop, in the original's pixels: a centred square of 224/256 of the short side.
+    """Returns the evaluation crop, in pixels of the stored image.
 
-    Resized to image_size this is the paper's "short side 256, centre 224" without the detour
-    through the 256 image. An image that is delivered as it is stored (image_size x image_size) is
-    not cropped: a folder of 32 x 32 images stays 32 x 32.
+    It is a centred square of 224/256 of the short side. Resized to image_size this is the paper's
+    "short side 256, centre 224" without the detour through the 256 image. An image that is stored
+    at the size it is delivered in (image_size x image_size) is not cropped. So a folder of 32 x 32
+    images stays 32 x 32.
 
     Args:
       height: Image height in pixels, int32 [...].
@@ -175,12 +292,21 @@ def center_crop_box(height: int | tf.Tensor, width: int | tf.Tensor, image_size:
 def _centred_box(
     height: tf.Tensor, width: tf.Tensor, box_height: tf.Tensor, box_width: tf.Tensor
 ) -> tf.Tensor:
-    """(y, x, height, width) of a box in the middle of an image, all float32 [...] of whole
-    numbers."""
+    """Returns the box in the middle of an image.
+
+    Args:
+      height: Image height in pixels, a whole number, float32 [...].
+      width: Image width, likewise.
+      box_height: Height of the box, likewise.
+      box_width: Width of the box, likewise.
+
+    Returns:
+      float32 [..., 4], (y, x, height, width), whole numbers.
+    """
     y, x = (height - box_height) // 2, (width - box_width) // 2
     return tf.stack([y, x, box_height, box_width], axis=-1)
 
 
 def _choose(uniforms: tf.Tensor, num_choices: int) -> tf.Tensor:
-    """int32 in [0, num_choices), of the shape of uniforms."""
+    """Returns an int32 in [0, num_choices) for each uniform number."""
     return tf.cast(uniforms * num_choices, tf.int32)

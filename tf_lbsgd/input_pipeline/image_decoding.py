@@ -1,27 +1,11 @@
-"""Encoded images (JPEG, PNG) to the uint8 images that a network takes."""
+"""Decodes JPEG and PNG files to uint8 images."""
 
-import abc
 import functools
 import os
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import tensorflow as tf
 
-from tf_lbsgd.input_pipeline.augmentation import (
-    RESIZED_CROP_BOX_DRAWS,
-    RESIZED_CROP_DRAWS,
-    RESIZED_CROPS,
-    augment_batch,
-    center_crop_box,
-    random_resized_crop_box,
-)
-from tf_lbsgd.input_pipeline.random_numbers import per_sample_uniform
-from tf_lbsgd.input_pipeline.records.records import Records, read_records
-from tf_lbsgd.input_pipeline.source import BatchLoader, IndexedSource
-
-if TYPE_CHECKING:
-    from tf_lbsgd.input_pipeline.sources.tolerant_images import Replacements
+from tf_lbsgd.input_pipeline.augmentation import Augmentation, center_crop_box
 
 CHANNELS = 3
 
@@ -40,90 +24,21 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_WIDTH_AT = 16  # bytes from the start; its height follows (PNG specification, 11.2.1)
 
 
-class EncodedImages(IndexedSource):
-    """Images that are stored as JPEG or PNG files, and decoded when they are used.
-
-    They are delivered as RGB whatever they are stored as (greyscale, palette, CMYK), square,
-    image_size pixels a side. Orientation tags (EXIF) are ignored, as torchvision's ImageFolder
-    does.
-    """
-
-    default_augmentation = "random_resized_crop"
-
-    def __init__(self, records: Records, class_names: tuple[str, ...], image_size: int):
-        """Describes the images; reads none.
-
-        Args:
-          records: Where the images are; record i is sample i.
-          class_names: One a label.
-          image_size: Side of the square that is delivered, in pixels.
-        """
-        self.records = records
-        self.replacements: Replacements | None = None  # what cannot be read stops the run
-        self.num_examples = len(records)
-        self.class_names = class_names
-        self.image_shape = (image_size, image_size, CHANNELS)
-
-    def manifest(self) -> Iterator[str]:
-        """Adds the files."""
-        yield from super().manifest()
-        yield from self.records.manifest()
-
-    def batches(self, ids: tf.data.Dataset, *, augmentation: str, seed: int) -> tf.data.Dataset:
-        """As of every indexed source, with replacements where there are to be any."""
-        if self.replacements is None:
-            return super().batches(ids, augmentation=augmentation, seed=seed)
-        return self.replacements.batches(ids, augmentation=augmentation, seed=seed)
-
-    def read(self, ids: tf.Tensor) -> tf.Tensor:
-        """Reads records, string [m] for ids int64 [m]; a graph operation."""
-        return read_records(self.records, ids)
-
-    @abc.abstractmethod
-    def parse(self, ids: tf.Tensor, records: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Takes records apart; a graph operation.
-
-        Args:
-          ids: int64 [m]; m may be zero.
-          records: string [m].
-
-        Returns:
-          Encoded images string [m], and labels int32 [m].
-        """
-
-    def batch_loader(self, *, augmentation: str, seed: int) -> BatchLoader:
-        """Reads a batch, then decodes, crops and resizes its images in parallel."""
-
-        def load(epoch: tf.Tensor, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            encoded, labels = self.parse(ids, self.read(ids))
-            images = decode_batch(
-                encoded,
-                self.image_shape[0],
-                augmentation=augmentation,
-                seed=seed,
-                epoch=epoch,
-                ids=ids,
-            )
-            return images, labels
-
-        return load
-
-
 def decode_batch(
     encoded: tf.Tensor,
     image_size: int,
     *,
-    augmentation: str,
+    augmentation: Augmentation,
     seed: int,
     epoch: tf.Tensor,
     ids: tf.Tensor,
 ) -> tf.Tensor:
-    """Decodes, crops, resizes and augments.
+    """Decodes, crops, resizes and augments images.
 
     Args:
-      encoded: string [m], JPEG or PNG files; m may be zero.
+      encoded: string [m], JPEG or PNG files. m may be zero.
       image_size: Side of the squares that are delivered, pixels.
-      augmentation: One of augmentation.AUGMENTATIONS; "none" is the evaluation crop.
+      augmentation: What happens to the images at random.
       seed: The run's seed.
       epoch: int64 [].
       ids: int64 [m], sample ids.
@@ -135,15 +50,10 @@ def decode_batch(
         _shape, encoded, fn_output_signature=tf.TensorSpec([2], tf.int32), **_IN_FLIGHT
     )
     heights, widths = shapes[:, 0], shapes[:, 1]
-    uniforms = per_sample_uniform(seed, epoch, ids, RESIZED_CROP_DRAWS)
-    random_box = augmentation in RESIZED_CROPS
-    decode = _decode_scaled_and_crop if augmentation.endswith("_scaled") else _decode_and_crop
-    if random_box:
-        boxes = random_resized_crop_box(uniforms[:, :RESIZED_CROP_BOX_DRAWS], heights, widths)
-        flips = uniforms[:, -1] < 0.5
-    else:
-        boxes = center_crop_box(heights, widths, image_size)
-        flips = tf.zeros_like(heights, tf.bool)
+    uniforms = augmentation.draw(seed=seed, epoch=epoch, ids=ids)
+    crop = augmentation.crop_files(uniforms, heights, widths)
+    boxes, flips = crop or _evaluation_crop(heights, widths, image_size)
+    decode = _decode_scaled_and_crop if augmentation.decodes_scaled else _decode_and_crop
 
     def decode_one(element: tuple[tf.Tensor, tf.Tensor, tf.Tensor]) -> tf.Tensor:
         one, box, flip = element
@@ -156,13 +66,18 @@ def decode_batch(
         fn_output_signature=tf.TensorSpec([image_size, image_size, CHANNELS], tf.uint8),
         **_IN_FLIGHT,
     )
-    if random_box:
-        return images
-    return augment_batch(images, augmentation=augmentation, seed=seed, epoch=epoch, ids=ids)
+    return images if crop else augmentation.augment(images, uniforms)
+
+
+def _evaluation_crop(
+    heights: tf.Tensor, widths: tf.Tensor, image_size: int
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns centred boxes int32 [m, 4] and flips bool [m]."""
+    return center_crop_box(heights, widths, image_size), tf.zeros_like(heights, tf.bool)
 
 
 def _shape(encoded: tf.Tensor) -> tf.Tensor:
-    """int32 [2], height and width in pixels, from the head of a file."""
+    """Reads height and width, int32 [2], from a file's head."""
 
     def jpeg_shape() -> tf.Tensor:
         return tf.io.extract_jpeg_shape(encoded)[:2]
@@ -184,8 +99,9 @@ def _shape(encoded: tf.Tensor) -> tf.Tensor:
 
 
 def _decode_and_crop(encoded: tf.Tensor, box: tf.Tensor, _: int) -> tf.Tensor:
-    """Decodes a file, if it is a JPEG only the part in the box; the contents decide, not the name.
+    """Decodes the part of an image in a box.
 
+    Of a JPEG only that part is decoded. The contents decide what a file is, not its name.
     (ImageNet has a PNG named .JPEG, and JPEGs in CMYK.)
 
     Args:
@@ -211,11 +127,12 @@ def _decode_and_crop(encoded: tf.Tensor, box: tf.Tensor, _: int) -> tf.Tensor:
 
 
 def _decode_scaled_and_crop(encoded: tf.Tensor, box: tf.Tensor, image_size: int) -> tf.Tensor:
-    """As `_decode_and_crop`, but a JPEG is decoded at 1/2, 1/4 or 1/8 where the crop allows it.
+    """Decodes a JPEG at a fraction of its size.
 
-    That is, where the crop stays no smaller than the square it is resized to. libjpeg then computes
-    fewer pixels of each block of 8 x 8 (Pillow calls it draft mode). The crop is rounded outwards
-    to pixels of the scaled image.
+    The fraction is 1/2, 1/4 or 1/8, where the crop stays no smaller than the square that it is
+    resized to. libjpeg then computes fewer pixels of each block of 8 x 8 (Pillow calls it draft
+    mode). The crop is rounded outwards to pixels of the scaled image. All else is as in
+    `_decode_and_crop`.
 
     Args:
       encoded: string [], the file.
@@ -249,7 +166,7 @@ def _resize(image: tf.Tensor, image_size: int) -> tf.Tensor:
     """Resizes to a square, bilinear.
 
     Plain bilinear sampling reads every source pixel as long as it shrinks by at most two. Well
-    beyond that it would skip many (aliasing), so there the antialiasing kernel is used; it makes
+    beyond that it would skip many (aliasing), so there the antialiasing kernel is used. It makes
     the whole load 2.3 times as slow at 500 x 375, where it is not needed.
 
     Args:

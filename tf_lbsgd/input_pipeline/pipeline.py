@@ -1,10 +1,11 @@
-"""From a source to the batches that a worker's replicas take."""
+"""Makes the batches that a worker's replicas take."""
 
 from collections.abc import Sequence
 
 import tensorflow as tf
 
-from tf_lbsgd.input_pipeline.augmentation import AUGMENTATIONS
+from tf_lbsgd.input_pipeline.augmentation import augmentation_named
+from tf_lbsgd.input_pipeline.batch_layout import BatchLayout
 from tf_lbsgd.input_pipeline.source import Source
 
 _STEPS_AHEAD = 2
@@ -12,58 +13,51 @@ _STEPS_AHEAD = 2
 
 def training_dataset(
     source: Source,
+    layout: BatchLayout,
     *,
-    global_batch_size: int,
-    micro_batch_size: int,
-    num_replicas: int,
-    replica_ids: Sequence[int],
-    seed: int,
     augmentation: str,
-    start_step: int = 0,
+    start: tuple[int, int] = (0, 0),
     with_ids: bool = False,
     num_threads: int | None = None,
 ) -> tf.data.Dataset:
-    """The training batches of this worker's replicas; over all replicas they do not depend on
-    num_replicas.
+    """Makes the training batches of this worker's replicas.
 
-    Which samples they are: `order.training_ids` with the same arguments, or, of a source that is
-    streamed, `stream_order.training_stream`.
+    Over all replicas they do not depend on the number of replicas. Which samples they are, is said
+    by `order.training_ids` for the same layout and start. For a source that is streamed it is
+    `stream_order.training_stream`.
 
     Args:
       source: The training split.
-      global_batch_size: kn, images a step over all replicas.
-      micro_batch_size: n; only the order of streamed sources depends on it.
-      num_replicas: R, replicas of the whole cluster; divides global_batch_size.
-      replica_ids: The replicas of this worker, in the order in which they take elements.
-      seed: The run's seed; order and crops follow from it.
-      augmentation: One of AUGMENTATIONS.
+      layout: How a step is divided, and which replicas are this worker's.
+      augmentation: A key of `run.catalogue.AUGMENTATIONS`.
+      start: (epoch, step in the epoch) of the first batch, both from 0.
       with_ids: Deliver the sample ids too, for an audit of what a step was given.
-      start_step: Global step (counted from the start of training) of the first batch.
-      num_threads: Threads of a pool of its own; None shares TensorFlow's.
+      num_threads: Threads of a pool for these batches alone. None shares TensorFlow's.
 
     Returns:
       Infinite dataset of (images uint8 [kn / R, height, width, channels], one-hot labels float32
-      [kn / R, num_classes]), and with_ids also ids int64 [kn / R]; shapes static: for each step
-      one element a local replica.
+      [kn / R, num_classes]), and with_ids also ids int64 [kn / R]. Shapes are static. For each step
+      there is one element a local replica.
 
     Raises:
-      ValueError: if augmentation is unknown, R does not divide kn, or an epoch holds less than kn
-        images.
+      ValueError: if augmentation is unknown, an epoch holds less than kn images, it has no such
+        step as the start, or the source is streamed and n * R does not divide kn.
     """
-    if augmentation not in AUGMENTATIONS:
-        raise ValueError(
-            f"Received: augmentation={augmentation!r}. Expected: one of {', '.join(AUGMENTATIONS)}."
-        )
+    _check_start(start, layout.steps_per_epoch(source.num_examples))
     batches = source.training_batches(
-        global_batch_size=global_batch_size,
-        micro_batch_size=micro_batch_size,
-        num_replicas=num_replicas,
-        replica_ids=replica_ids,
-        seed=seed,
-        start_step=start_step,
-        augmentation=augmentation,
+        layout, start=start, augmentation=augmentation_named(augmentation)
     )
-    return _to_device(batches, source.num_classes, len(replica_ids), num_threads, with_ids=with_ids)
+    num_local = len(layout.replica_ids)
+    return _to_device(batches, source.num_classes, num_local, num_threads, with_ids=with_ids)
+
+
+def _check_start(start: tuple[int, int], steps_per_epoch: int) -> None:
+    epoch, step_in_epoch = start
+    if epoch < 0 or not 0 <= step_in_epoch < steps_per_epoch:
+        raise ValueError(
+            f"No such step. Received: start={start}. Expected: (epoch, step in the epoch), the "
+            f"step from 0 to {steps_per_epoch - 1}."
+        )
 
 
 def evaluation_dataset(
@@ -74,22 +68,23 @@ def evaluation_dataset(
     replica_ids: Sequence[int],
     num_threads: int | None = None,
 ) -> tf.data.Dataset:
-    """The validation batches of this worker's replicas, every image once a pass, pass after pass.
+    """Makes the validation batches of this worker's replicas.
 
-    A pass is `order.evaluation_steps(source.num_examples, evaluation_batch_size)` elements for each
-    local replica; which samples they are: `order.evaluation_ids` with the same arguments, or
+    A pass takes every image once, and there is pass after pass. A pass is
+    `order.evaluation_steps(source.num_examples, evaluation_batch_size)` elements for each local
+    replica. Which samples they are, is said by `order.evaluation_ids` or
     `stream_order.evaluation_stream`.
 
     Args:
       source: The validation split.
-      evaluation_batch_size: Images a step over all replicas; num_replicas need not divide it.
+      evaluation_batch_size: Images a step over all replicas. num_replicas need not divide it.
       num_replicas: R, replicas of the whole cluster.
       replica_ids: The replicas of this worker, in the order in which they take elements.
-      num_threads: Threads of a pool of its own; None shares TensorFlow's.
+      num_threads: Threads of a pool for these batches alone. None shares TensorFlow's.
 
     Returns:
       Infinite dataset of (images uint8 [None, height, width, channels], one-hot labels float32
-      [None, num_classes]); in the last step of a pass the batch may be short or empty.
+      [None, num_classes]). In the last step of a pass the batch may be short or empty.
 
     Raises:
       ValueError: if a replica id is out of range or evaluation_batch_size is not positive.
@@ -110,7 +105,7 @@ def _to_device(
     *,
     with_ids: bool = False,
 ) -> tf.data.Dataset:
-    """One-hot labels, read-ahead and options."""
+    """Adds one-hot labels, read-ahead and options."""
 
     def deliver(images: tf.Tensor, labels: tf.Tensor, ids: tf.Tensor) -> tuple[tf.Tensor, ...]:
         batch = (images, tf.one_hot(labels, num_classes))
@@ -121,7 +116,7 @@ def _to_device(
 
 
 def dataset_options(num_threads: int | None = None) -> tf.data.Options:
-    """The options for a data set of your own that each worker divides by itself.
+    """Returns options for a data set that each worker divides.
 
         dataset = my_dataset(replica_ids).with_options(input_pipeline.dataset_options())
 
@@ -129,7 +124,7 @@ def dataset_options(num_threads: int | None = None) -> tf.data.Options:
     (shard) what is one worker's part already.
 
     Args:
-      num_threads: Threads of a pool of its own; None shares TensorFlow's.
+      num_threads: Threads of a pool for this data set alone. None shares TensorFlow's.
     """
     options = tf.data.Options()
     options.deterministic = True

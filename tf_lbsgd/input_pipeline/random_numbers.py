@@ -1,11 +1,11 @@
-"""Random numbers that are functions, not streams.
+"""Computes random numbers that are functions, not streams.
 
-A generator with a state gives numbers that depend on who asked before; with several workers that is
-the number of workers. Here a random number is a hash of what it is for (seed, epoch, sample id,
-draw), so any process computes any of them at once, in any order.
+The numbers of a generator with a state depend on the calls before. With several workers they would
+depend on the number of workers. Here a random number is a hash of what it is for (seed, epoch,
+sample id, draw). So any process computes any of them at once, in any order.
 
 The hash is the finaliser of SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number
-generators", OOPSLA 2014; Stafford's variant 13), applied once for each word:
+generators", OOPSLA 2014, in Stafford's variant 13), applied once for each word:
 
     state <- mix64((state XOR word) + GOLDEN_GAMMA),   state = 0 at first
 """
@@ -23,11 +23,11 @@ def hash_words(*words: int | tf.Tensor) -> tf.Tensor:
     """Hashes integer words into 64 bits.
 
     Args:
-      *words: Python integers (taken modulo 2^64) or int64 tensors; shapes broadcast. Their order
+      *words: Python integers (taken modulo 2^64) or int64 tensors. Shapes broadcast. Their order
         matters.
 
     Returns:
-      uint64 tensor of the broadcast shape; every bit of it depends on every bit of every word.
+      uint64 tensor of the broadcast shape. Every bit of it depends on every bit of every word.
     """
     state = tf.constant(0, tf.uint64)
     for word in words:
@@ -38,13 +38,13 @@ def hash_words(*words: int | tf.Tensor) -> tf.Tensor:
 def per_sample_uniform(
     seed: int, epoch: int | tf.Tensor, ids: tf.Tensor, num_draws: int
 ) -> tf.Tensor:
-    """Uniform numbers that belong to a sample in an epoch, whoever computes them.
+    """Returns the uniform numbers of samples in an epoch.
 
     Args:
       seed: The run's seed.
       epoch: int64 scalar.
       ids: int64 [m], sample ids.
-      num_draws: Numbers wanted for each sample; the first d of them do not depend on num_draws.
+      num_draws: Numbers wanted for each sample. The first d of them do not depend on num_draws.
 
     Returns:
       float32 [m, num_draws], multiples of 2^-24 in [0, 1). For every integer n < 2^24, floor(n * u)

@@ -1,14 +1,15 @@
-"""The order of records that can only be read file by file, from the front.
+"""Orders records that can only be read in sequence.
 
-It approximates a permutation, and like one it depends on seed, epoch and recipe and not on the
-workers. The files of an epoch, in a random order, are one long row of N records, seen as a ring.
-From a random place on it is cut into k pieces of equal length, one for each of the k micro-batches
-of a step, so that step t takes the t-th n records of every piece. Each replica reads the pieces of
-its own micro-batches: whole files, and parts where a cut falls inside a file. So it does not matter
-whether there are more workers than files, how unequal files are, or whether there is only one.
+They are read file by file, from the front. The order approximates a permutation. Like one it
+depends on seed, epoch and recipe, and not on the workers. The files of an epoch, in a random order,
+are one long row of N records, seen as a ring. From a random place on, the ring is cut into k pieces
+of equal length, one for each of the k micro-batches of a step. Step t takes the t-th n records of
+every piece. Each replica reads the pieces of its micro-batches: whole files, and parts where a cut
+falls inside a file. So it does not matter whether there are more workers than files, how unequal
+files are, or whether there is only one file.
 
 A piece is read in windows of B / k records (B = shuffle_buffer), each of which is permuted. The
-N - k * n * steps_per_epoch records after the last piece are dropped: others each epoch.
+N - k * n * steps_per_epoch records after the last piece are dropped. They are others each epoch.
 """
 
 import dataclasses
@@ -16,12 +17,8 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from tf_lbsgd.input_pipeline.order import (
-    check_global_batch_size,
-    check_replicas,
-    evaluation_steps,
-    sample_ids,
-)
+from tf_lbsgd.input_pipeline.batch_layout import BatchLayout, check_replicas
+from tf_lbsgd.input_pipeline.order import evaluation_steps, sample_ids
 from tf_lbsgd.input_pipeline.random_numbers import hash_words
 
 ReadFile = Callable[[tf.Tensor], tf.data.Dataset]
@@ -31,7 +28,7 @@ _FILES, _START, _WINDOW = range(3)  # what a hash is for
 
 @dataclasses.dataclass(frozen=True)
 class RecordStream:
-    """Files that are read from the front, and how.
+    """Holds files that are read from the front, and how.
 
     Attributes:
       counts: Records in each file.
@@ -43,11 +40,11 @@ class RecordStream:
 
     @property
     def num_examples(self) -> int:
-        """Records of all files."""
+        """Returns the number of records of all files."""
         return sum(self.counts)
 
     def piece(self, begin: tf.Tensor, end: tf.Tensor, files: tf.Tensor) -> tf.data.Dataset:
-        """A part of the ring of all records.
+        """Reads a part of the ring of all records.
 
         Args:
           begin: int64 [], in [0, N).
@@ -55,7 +52,7 @@ class RecordStream:
           files: int64 [F], the order of the files.
 
         Returns:
-          Dataset of (id int64 [], record string []); ids number the records in the order of
+          Dataset of (id int64 [], record string []). Ids number the records in the order of
           `counts`.
         """
         counts = tf.constant(list(self.counts), tf.int64)
@@ -77,51 +74,36 @@ class RecordStream:
 
 def training_stream(
     stream: RecordStream,
+    layout: BatchLayout,
     *,
-    global_batch_size: int,
-    micro_batch_size: int,
-    num_replicas: int,
-    replica_ids: Sequence[int],
-    seed: int,
     shuffle_buffer: int,
-    start_step: int = 0,
+    start: tuple[int, int] = (0, 0),
 ) -> tf.data.Dataset:
-    """The training records of this worker's replicas, step by step, for ever.
+    """Reads the training records of this worker's replicas, without end.
 
     Args:
       stream: The training files.
-      global_batch_size: kn, records a step over all replicas.
-      micro_batch_size: n; the order depends on it, because each micro-batch has its own piece.
-      num_replicas: R, replicas of the whole cluster; divides k.
-      replica_ids: The replicas of this worker, in the order in which they take elements.
-      seed: The run's seed.
+      layout: How a step is divided. The order depends on n, because each micro-batch has a piece
+        to itself.
       shuffle_buffer: Records in the windows of all k pieces together, at least one each.
-      start_step: Global step (counted from the start of training) of the first element; the
-        records before it in its file are read and thrown away.
+      start: (epoch, step in the epoch) of the first element, both from 0. The records before it
+        in its file are read and thrown away.
 
     Returns:
-      Infinite dataset of (epoch int64 [], ids int64 [kn / R], records string [kn / R]): for each
+      Infinite dataset of (epoch int64 [], ids int64 [kn / R], records string [kn / R]), for each
       step one element a local replica.
 
     Raises:
-      ValueError: a replica id is out of range, kn exceeds N, or n * R does not divide kn.
+      ValueError: if kn exceeds N, or n * R does not divide kn.
     """
-    check_replicas(num_replicas, replica_ids)
-    check_global_batch_size(stream.num_examples, global_batch_size)
-    if global_batch_size % (micro_batch_size * num_replicas):
-        raise ValueError(
-            "Every replica reads the pieces of whole micro-batches. "
-            f"Received: global_batch_size={global_batch_size}, "
-            f"micro_batch_size={micro_batch_size}, num_replicas={num_replicas}. "
-            "Expected: a global_batch_size that micro_batch_size * num_replicas divides."
-        )
-    num_pieces = global_batch_size // micro_batch_size
-    steps_per_epoch = stream.num_examples // global_batch_size
-    window = max(1, shuffle_buffer // num_pieces)
-    pieces = _pieces_of(replica_ids, num_pieces // num_replicas)
+    steps_per_epoch = layout.steps_per_epoch(stream.num_examples)
+    micro_batch_size, seed = layout.micro_batch_size, layout.seed
+    window = max(1, shuffle_buffer // layout.micro_batches_per_step)
+    pieces = _pieces_of(layout)
+    first_epoch, first_step = start
 
     def epoch_of(epoch: tf.Tensor) -> tf.data.Dataset:
-        step = tf.where(epoch == start_step // steps_per_epoch, start_step % steps_per_epoch, 0)
+        step = tf.where(epoch == first_epoch, first_step, 0)
         first = tf.cast(step, tf.int64) * micro_batch_size
 
         def piece_of(piece: tf.Tensor) -> tf.data.Dataset:
@@ -136,10 +118,10 @@ def training_stream(
             num_parallel_calls=len(pieces),
             deterministic=True,
         )
-        batches = records.batch(global_batch_size // num_replicas, drop_remainder=True)
+        batches = records.batch(layout.per_replica_batch_size, drop_remainder=True)
         return batches.map(lambda ids, records: (epoch, ids, records))
 
-    return tf.data.Dataset.counter(start=start_step // steps_per_epoch).flat_map(epoch_of)
+    return tf.data.Dataset.counter(start=first_epoch).flat_map(epoch_of)
 
 
 def evaluation_stream(
@@ -149,24 +131,24 @@ def evaluation_stream(
     num_replicas: int,
     replica_ids: Sequence[int],
 ) -> tf.data.Dataset:
-    """The validation records of this worker's replicas, each once a pass, pass after pass.
+    """Reads the validation records of this worker's replicas, without end.
 
-    Replica r reads one piece of the natural order, as long as its share of a step, from record
-    floor(N * floor(r * E / R) / E) on.
+    A pass takes every record once. Replica r reads one piece of the natural order, as long as its
+    share of a step, from record floor(N * floor(r * E / R) / E) on.
 
     Args:
       stream: The validation files.
-      evaluation_batch_size: E, records a step over all replicas; R need not divide it.
+      evaluation_batch_size: E, records a step over all replicas. R need not divide it.
       num_replicas: R, replicas of the whole cluster.
       replica_ids: The replicas of this worker, in the order in which they take elements.
 
     Returns:
       Infinite dataset of (pass int64 [], ids int64 [None], records string [None]),
-      `order.evaluation_steps` elements a pass for each local replica; the last may be short or
+      `order.evaluation_steps` elements a pass for each local replica. The last may be short or
       empty.
 
     Raises:
-      ValueError: a replica id is out of range or a size is not positive.
+      ValueError: if a replica id is out of range.
     """
     check_replicas(num_replicas, replica_ids)
     size, num_local = stream.num_examples, len(replica_ids)
@@ -194,12 +176,10 @@ def evaluation_stream(
     return tf.data.Dataset.counter().flat_map(pass_of)
 
 
-def _pieces_of(replica_ids: Sequence[int], pieces_per_replica: int) -> list[int]:
-    return [
-        replica * pieces_per_replica + i
-        for replica in replica_ids
-        for i in range(pieces_per_replica)
-    ]
+def _pieces_of(layout: BatchLayout) -> list[int]:
+    """Lists the pieces of this worker, replica by replica."""
+    count = layout.micro_batches_per_replica
+    return [replica * count + i for replica in layout.replica_ids for i in range(count)]
 
 
 def _shuffled_piece(
@@ -211,7 +191,7 @@ def _shuffled_piece(
     epoch: tf.Tensor,
     seed: int,
 ) -> tf.data.Dataset:
-    """Records [first, size) of a piece, in the order of its permuted windows."""
+    """Reads records [first, size) of a piece, windows permuted."""
     num_examples = stream.num_examples
     start = tf.cast(
         hash_words(seed, epoch, _START) % tf.constant(num_examples, tf.uint64), tf.int64

@@ -86,20 +86,72 @@ MODELS: Mapping[str, Entry] = {
     "resnet20": Entry("tf_lbsgd.models.resnet:resnet20", "ResNet-20 for small images"),
     "resnet56": Entry("tf_lbsgd.models.resnet:resnet56", "ResNet-56 for small images"),
 }
+
+_SOURCES = "tf_lbsgd.input_pipeline.sources"
+
+# By name, or by the scheme before the colon. (location, OpenRequest) -> Source of one split.
 DATASETS: Mapping[str, DataSet] = {
-    "fashion_mnist_10k": DataSet("x:y", "bundled", "fashion_mnist_10k", "exact"),
-    "fashion_mnist": DataSet("x:y", "x", "fashion_mnist", "exact"),
-    "folder": DataSet("x:y", "x", "folder:PATH", "exact"),
-    "tfrecord": DataSet("x:y", "x", "tfrecord:PATH", "exact"),
-    "arrayrecord": DataSet("x:y", "x", "arrayrecord:PATH", "exact"),
-    "tfds": DataSet("x:y", "x", "tfds:NAME", "exact"),
-    "synthetic": DataSet("x:y", "x", "synthetic:HxWxC[xCLASSES[xCOUNT]]", "exact"),
+    "fashion_mnist_10k": DataSet(
+        f"{_SOURCES}.fashion_mnist:open_fashion_mnist_10k",
+        "bundled",
+        form="fashion_mnist_10k",
+        order="exact",
+    ),
+    "fashion_mnist": DataSet(
+        f"{_SOURCES}.fashion_mnist:open_fashion_mnist",
+        "all of it, from Debian's `dataset-fashion-mnist` or the same files in `--data_dir`",
+        form="fashion_mnist",
+        order="exact",
+    ),
+    "folder": DataSet(
+        f"{_SOURCES}.image_folder:open_image_folder",
+        "`PATH/train/CLASS/*.jpg`, and `validation`, `val` or `test`",
+        form="folder:PATH",
+        order="exact",
+    ),
+    "tfrecord": DataSet(
+        f"{_SOURCES}.shards:open_tfrecords",
+        "shards in the classic ImageNet layout, `train-00000-of-01024`",
+        form="tfrecord:PATH",
+        order="exact; compressed (`.gz`) files: streamed",
+    ),
+    "arrayrecord": DataSet(
+        f"{_SOURCES}.shards:open_array_records",
+        "the same as ArrayRecord files",
+        form="arrayrecord:PATH",
+        order="exact",
+    ),
+    "tfds": DataSet(
+        f"{_SOURCES}.tfds_source:open_tfds",
+        "prepared before by TensorFlow Datasets, in either format",
+        form="tfds:NAME",
+        order="exact",
+    ),
+    "synthetic": DataSet(
+        f"{_SOURCES}.synthetic_source:open_synthetic",
+        "made from ids",
+        form="synthetic:HxWxC[xCLASSES[xCOUNT]]",
+        order="exact",
+    ),
 }
+
+_AUGMENTATION = "tf_lbsgd.input_pipeline.augmentation"
+
+# () -> Augmentation. "auto" is none of them: it lets the data set choose.
 AUGMENTATIONS: Mapping[str, Entry] = {
-    "none": Entry("x:y", "as they are"),
-    "pad_crop": Entry("x:y", "x"),
-    "random_resized_crop": Entry("x:y", "x"),
-    "random_resized_crop_scaled": Entry("x:y", "x"),
+    "none": Entry(f"{_AUGMENTATION}:NoAugmentation", "images as they are in evaluation"),
+    "pad_crop": Entry(
+        f"{_AUGMENTATION}:PadCrop", "pad by an eighth, crop at random, flip half of the images"
+    ),
+    "random_resized_crop": Entry(
+        f"{_AUGMENTATION}:RandomResizedCrop",
+        "crop a random box and resize it, flip half of the images",
+    ),
+    "random_resized_crop_scaled": Entry(
+        f"{_AUGMENTATION}:ScaledRandomResizedCrop",
+        "the same, but large JPEGs are decoded at 1/2, 1/4 or 1/8 of their size where the crop "
+        "allows it, which is faster and gives not quite the same pixels",
+    ),
 }
 OPTIMIZERS: Mapping[str, Optimizer] = {
     "momentum": Optimizer(

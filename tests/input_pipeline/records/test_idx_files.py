@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tf_lbsgd.input_pipeline import open_source
+from tf_lbsgd.input_pipeline.augmentation import NoAugmentation
 from tf_lbsgd.input_pipeline.records.idx_files import read_idx
 
 
@@ -27,7 +28,7 @@ def test_opens_both_splits_by_name(tmp_path):
         source = open_source("fashion_mnist", str(tmp_path), None, split)
         assert (source.num_examples, source.image_shape) == (count, (28, 28, 1))
         ids = np.array([count - 1, 0])
-        loaded, its_labels = source.batch_loader(augmentation="none", seed=0)(0, ids)
+        loaded, its_labels = source.batch_loader(augmentation=NoAugmentation(), seed=0)(0, ids)
         np.testing.assert_array_equal(loaded[..., 0], images[ids])
         np.testing.assert_array_equal(its_labels, labels[ids])
 

@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from tf_lbsgd.input_pipeline import open_source
+from tf_lbsgd.input_pipeline.augmentation import NoAugmentation
 
 # SHA-256 of the first 10,000 and 2,000 images in Zalando's own IDX files, headers left out.
 _TRAIN_SHA256 = "2929ae1c7b89e0ee6587bbe4911fd5f0a5dafe21ae6ed9b737173cbfe20c12c9"
@@ -17,7 +18,7 @@ def everything(split):
     source = open_source("fashion_mnist_10k", None, None, split)
     ids = tf.range(source.num_examples, dtype=tf.int64)
     batch = tf.data.Dataset.from_tensors((tf.constant(0, tf.int64), ids))
-    batches = source.batches(batch, augmentation="none", seed=0)
+    batches = source.batches(batch, augmentation=NoAugmentation(), seed=0)
     return next(batches.as_numpy_iterator())[:2]
 
 

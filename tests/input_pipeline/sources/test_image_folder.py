@@ -5,7 +5,13 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from tf_lbsgd.input_pipeline import evaluation_dataset, open_source, training_dataset
+from tf_lbsgd.input_pipeline import (
+    BatchLayout,
+    evaluation_dataset,
+    open_source,
+    training_dataset,
+)
+from tf_lbsgd.input_pipeline.augmentation import augmentation_named
 
 
 def smooth_picture(height, width, phase=0.0):
@@ -29,14 +35,14 @@ def loaded(source, augmentation="none", ids=None):
     """(images, labels) of one batch, by default of everything; NumPy."""
     ids = np.arange(source.num_examples) if ids is None else np.array(ids)
     batch = tf.data.Dataset.from_tensors((tf.constant(0, tf.int64), ids.astype(np.int64)))
-    batches = source.batches(batch, augmentation=augmentation, seed=0)
+    batches = source.batches(batch, augmentation=augmentation_named(augmentation), seed=0)
     return next(batches.as_numpy_iterator())[:2]
 
 
 def crops_of_one_file(source, augmentation, num_epochs):
     """int32 [num_epochs, height, width, 3]: what sample 0 becomes, epoch after epoch."""
     epochs = tf.data.Dataset.range(num_epochs).map(lambda epoch: (epoch, tf.zeros([1], tf.int64)))
-    batches = source.batches(epochs, augmentation=augmentation, seed=0)
+    batches = source.batches(epochs, augmentation=augmentation_named(augmentation), seed=0)
     return np.concatenate([images for images, _, _ in batches.as_numpy_iterator()]).astype(np.int32)
 
 
@@ -177,11 +183,7 @@ def test_scaled_decoding_leaves_small_images_and_other_formats_as_they_are(tmp_p
         next(
             training_dataset(
                 source,
-                global_batch_size=2,
-                micro_batch_size=2,
-                num_replicas=1,
-                replica_ids=[0],
-                seed=0,
+                BatchLayout(2, 2, 1, [0], seed=0),
                 augmentation=augmentation,
             ).as_numpy_iterator()
         )[0]
@@ -238,11 +240,7 @@ def test_training_batches_do_not_depend_on_the_number_of_replicas(folder, num_re
     def steps(num_replicas, num_threads):
         dataset = training_dataset(
             source,
-            global_batch_size=6,
-            micro_batch_size=2,
-            num_replicas=num_replicas,
-            replica_ids=range(num_replicas),
-            seed=1,
+            BatchLayout(6, 2, num_replicas, range(num_replicas), seed=1),
             augmentation="random_resized_crop",
             num_threads=num_threads,
         )

@@ -16,7 +16,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_lbsgd.input_pipeline import evaluation_dataset, open_source, training_dataset
+from tf_lbsgd.input_pipeline import (
+    BatchLayout,
+    evaluation_dataset,
+    open_source,
+    training_dataset,
+)
 
 ROOT = pathlib.Path(__file__).parents[3]
 PHOTOS = ROOT / "tests/data/photos"
@@ -58,20 +63,16 @@ def open_form(form: str, shards: pathlib.Path, split: str = "train"):
     return open_source(f"{scheme}:{path}", None, SIDE, split, shuffle_buffer=12)
 
 
-def global_minibatches(source, num_workers: int, num_epochs: int = EPOCHS, start_step: int = 0):
+def global_minibatches(source, num_workers: int, num_epochs: int = EPOCHS, first_step: int = 0):
     """ids [steps, kn], images and labels of the steps, put together from all workers' parts."""
-    steps = num_epochs * (source.num_examples // BATCH) - start_step
+    steps = num_epochs * (source.num_examples // BATCH) - first_step
     parts = []
     for worker in range(num_workers):
         dataset = training_dataset(
             source,
-            global_batch_size=BATCH,
-            micro_batch_size=3,
-            num_replicas=num_workers,
-            replica_ids=[worker],
-            seed=5,
+            BatchLayout(BATCH, 3, num_workers, [worker], seed=5),
             augmentation="random_resized_crop",
-            start_step=start_step,
+            start=divmod(first_step, source.num_examples // BATCH),
             with_ids=True,
         )
         batches = list(dataset.take(steps).as_numpy_iterator())
@@ -139,10 +140,15 @@ def test_streams_use_no_record_twice_whatever_the_workers(num_workers, shards):
     assert not np.array_equal(ids[0], ids[len(ids) // EPOCHS])  # another order each epoch
 
 
+def test_a_stream_needs_whole_micro_batches(shards):
+    with pytest.raises(ValueError, match=r"pieces of whole micro-batches.*num_replicas=3"):
+        global_minibatches(open_form("streamed", shards), 3)  # of 3 images, 24 a step
+
+
 def test_a_stream_is_entered_at_any_step(shards):
     source = open_form("streamed", shards)
     ids, images, _ = global_minibatches(source, 2)
-    later_ids, later_images, _ = global_minibatches(source, 2, start_step=2)
+    later_ids, later_images, _ = global_minibatches(source, 2, first_step=2)
     np.testing.assert_array_equal(later_ids, ids[2:])
     np.testing.assert_array_equal(later_images, images[2:])
 

@@ -4,12 +4,15 @@ import numpy as np
 import tensorflow as tf
 
 from tf_lbsgd.input_pipeline import open_source
+from tf_lbsgd.input_pipeline.augmentation import NoAugmentation
 
 
 def images_of(name, split, ids):
     source = open_source(name, None, None, split)
     batch = (tf.constant(0, tf.int64), tf.constant(ids, tf.int64))
-    dataset = source.batches(tf.data.Dataset.from_tensors(batch), augmentation="none", seed=0)
+    dataset = source.batches(
+        tf.data.Dataset.from_tensors(batch), augmentation=NoAugmentation(), seed=0
+    )
     return next(dataset.as_numpy_iterator())[:2]
 
 

@@ -7,6 +7,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from tf_lbsgd.input_pipeline import open_source
+from tf_lbsgd.input_pipeline.augmentation import augmentation_named
 from tf_lbsgd.input_pipeline.sources.example_images import ExampleImages, SmallImages
 
 PHOTOS = pathlib.Path(__file__).parents[2] / "data/photos"
@@ -69,7 +70,9 @@ def data_dir(request, tmp_path_factory):
 
 def load(source, augmentation="none"):
     ids = np.arange(source.num_examples)
-    images, labels = source.batch_loader(augmentation=augmentation, seed=0)(0, ids)
+    images, labels = source.batch_loader(augmentation=augmentation_named(augmentation), seed=0)(
+        0, ids
+    )
     return images.numpy(), labels.numpy()
 
 

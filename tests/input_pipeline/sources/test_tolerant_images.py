@@ -9,8 +9,9 @@ import pytest
 import tensorflow as tf
 
 from tf_lbsgd.input_pipeline import (
-    Replacements,
-    name_unreadable,
+    BatchLayout,
+    TolerantImages,
+    evaluation_dataset,
     open_source,
     training_dataset,
 )
@@ -55,11 +56,7 @@ def epoch_of(source, num_workers=1, epochs=1):
     for worker in range(num_workers):
         dataset = training_dataset(
             source,
-            global_batch_size=BATCH,
-            micro_batch_size=2,
-            num_replicas=num_workers,
-            replica_ids=[worker],
-            seed=1,
+            BatchLayout(BATCH, 2, num_workers, [worker], seed=1),
             augmentation="none",
             with_ids=True,
         )
@@ -78,7 +75,7 @@ def test_strict_stops_and_the_file_is_found(damage, folder):
     damage(pathlib.Path(source.paths[3]))
     with pytest.raises(tf.errors.InvalidArgumentError):
         epoch_of(source)
-    (found,) = name_unreadable(source, range(source.num_examples))
+    (found,) = source.name_unreadable(range(source.num_examples))
     assert found.startswith(f"{source.paths[3]}: ")
 
 
@@ -90,9 +87,9 @@ def test_tolerant_takes_the_next_image_on_any_number_of_workers(num_workers, fol
     bad = {3: 4, 10: 12, 11: 12, n - 1: 0}  # what takes their places
     for damage, sample in zip(DAMAGES, bad, strict=True):
         damage(pathlib.Path(source.paths[sample]))
-    source.replacements = Replacements(source, tmp_path / "log.jsonl", max_images=4)
+    tolerant = TolerantImages(source, tmp_path / "log.jsonl", max_images=4)
 
-    ids, labels, images = epoch_of(source, num_workers, epochs=2)
+    ids, labels, images = epoch_of(tolerant, num_workers, epochs=2)
     np.testing.assert_array_equal(ids, intact[0])  # the order is not shifted
     image_of = dict(zip(intact[0].tolist(), intact[2], strict=True))
     label_of = dict(zip(intact[0].tolist(), intact[1], strict=True))
@@ -118,15 +115,51 @@ def test_too_many_replacements_stop(folder, tmp_path):
     source = open_photos(folder)
     for sample in (2, 9):
         truncate(pathlib.Path(source.paths[sample]))
-    source.replacements = Replacements(source, tmp_path / "log.jsonl", max_images=1)
+    tolerant = TolerantImages(source, tmp_path / "log.jsonl", max_images=1)
     with pytest.raises(tf.errors.OpError, match=r"Received: 2, listed in .*max_replaced_images=1"):
-        epoch_of(source, epochs=3)
+        epoch_of(tolerant, epochs=3)
 
 
 def test_four_in_a_row_stop(folder, tmp_path):
     source = open_photos(folder)
     for sample in (2, 3, 4, 5):
         truncate(pathlib.Path(source.paths[sample]))
-    source.replacements = Replacements(source, tmp_path / "log.jsonl", max_images=100)
+    tolerant = TolerantImages(source, tmp_path / "log.jsonl", max_images=100)
     with pytest.raises(tf.errors.OpError, match="4 images in a row cannot be read"):
-        epoch_of(source, epochs=3)
+        epoch_of(tolerant, epochs=3)
+    names = [found.partition(": ")[0] for found in tolerant.name_unreadable(range(8))]
+    assert names == source.paths[2:6]
+
+
+def test_a_tolerant_source_is_the_same_data(tmp_path):
+    source = open_photos(PHOTOS)
+    tolerant = source.tolerant(tmp_path / "log.jsonl", max_images=1)
+    assert tolerant.fingerprint() == source.fingerprint()
+    for name in ("default_augmentation", "num_examples", "image_shape", "class_names"):
+        assert getattr(tolerant, name) == getattr(source, name)
+    for one, other in zip(epoch_of(tolerant), epoch_of(source), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert not (tmp_path / "log.jsonl").exists()
+
+
+def test_evaluation_of_a_tolerant_source_replaces_nothing(folder, tmp_path):
+    source = open_photos(folder)
+    truncate(pathlib.Path(source.paths[3]))
+    dataset = evaluation_dataset(
+        source.tolerant(tmp_path / "log.jsonl", max_images=1),
+        evaluation_batch_size=source.num_examples,
+        num_replicas=1,
+        replica_ids=[0],
+    )
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        next(dataset.as_numpy_iterator())
+
+
+@pytest.mark.parametrize("dataset", ["fashion_mnist_10k", "synthetic:8x8x3"])
+def test_images_that_are_always_readable_are_not_tolerated(dataset, tmp_path):
+    source = open_source(dataset, None, None, "train")
+    assert source.name_unreadable(range(source.num_examples)) == []
+    with pytest.raises(
+        ValueError, match=rf"--dirty_data=tolerant with {type(source).__name__} Expected: folder:"
+    ):
+        source.tolerant(tmp_path / "log.jsonl", max_images=1)

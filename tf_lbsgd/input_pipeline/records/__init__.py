@@ -1,1 +1,1 @@
-"""Files of records, and what is in a record: bytes, not yet images."""
+"""Reads files of records and takes records apart."""

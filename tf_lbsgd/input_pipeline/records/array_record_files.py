@@ -1,4 +1,7 @@
-"""ArrayRecord files (https://github.com/google/array_record): records that are found by number."""
+"""Reads ArrayRecord files, whose records are found by number.
+
+The format is that of https://github.com/google/array_record.
+"""
 
 import concurrent.futures
 import pathlib
@@ -17,13 +20,16 @@ _READER_BUFFER_BYTES = 32_768
 
 
 class ArrayRecordFiles(SharedFileRecords):
-    """Records of ArrayRecord files, which the library checks by a hash when it reads them."""
+    """Reads records of ArrayRecord files.
+
+    The library checks them by a hash when it reads them.
+    """
 
     def __init__(self, paths: Sequence[pathlib.Path]):
         """Opens the files and counts their records.
 
         Raises:
-          ValueError: a file is damaged or no ArrayRecord file.
+          ValueError: if a file is damaged or no ArrayRecord file.
         """
         allow_open_files(len(paths))
         with concurrent.futures.ThreadPoolExecutor(FILES_AT_ONCE) as executor:
@@ -31,7 +37,7 @@ class ArrayRecordFiles(SharedFileRecords):
         super().__init__(paths, [reader.num_records() for reader in self._readers])
 
     def place(self, record: int) -> str:
-        """The record's file and its number there."""
+        """Returns the record's file and its number there."""
         file, number = self.locate(record)
         return f"{self.paths[file]} at record {number:,}"
 

@@ -1,4 +1,7 @@
-"""Serialized tf.train.Example messages that hold an encoded image and its label."""
+"""Makes tf.train.Example messages, and takes them apart.
+
+A message holds an encoded image and its label.
+"""
 
 import dataclasses
 
@@ -7,13 +10,14 @@ import tensorflow as tf
 
 @dataclasses.dataclass(frozen=True)
 class ExampleFormat:
-    """Where the image and the label are.
+    """Says where the image and the label are.
 
     Attributes:
       image_key: Feature of one string: a JPEG or PNG file.
       label_key: Feature of one integer.
-      first_label: The label of the first class, stored labels are [first_label, first_label +
-        number of classes): 1 in the classic ImageNet layout, whose 0 is no class, 0 in others.
+      first_label: The label of the first class. Stored labels are [first_label, first_label +
+        number of classes). It is 1 in the classic ImageNet layout, whose 0 is no class, and 0 in
+        others.
       class_names: One a class.
     """
 
@@ -23,10 +27,10 @@ class ExampleFormat:
     class_names: tuple[str, ...]
 
     def parse(self, serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Takes messages apart; a graph operation.
+        """Takes messages apart, as a graph operation.
 
         Args:
-          serialized: string [m]; m may be zero.
+          serialized: string [m]. m may be zero.
 
         Returns:
           Encoded images string [m], and labels int32 [m] in [0, number of classes). A label out of

@@ -1,6 +1,6 @@
-"""Fashion-MNIST as its authors publish it: gzipped IDX files.
+"""Reads Fashion-MNIST from the files of its authors.
 
-Debian's package `dataset-fashion-mnist` has them, and
+They are gzipped IDX files. Debian's package `dataset-fashion-mnist` has them, and
 https://github.com/zalandoresearch/fashion-mnist (MIT licence, Zalando SE 2017).
 """
 
@@ -19,14 +19,14 @@ def read_fashion_mnist(data_dir: str | None, split: str) -> tuple[np.ndarray, np
     """Reads one split.
 
     Args:
-      data_dir: Holds the folder "fashion-mnist"; None is where Debian's package puts it.
+      data_dir: Holds the folder "fashion-mnist". None is where Debian's package puts it.
       split: "train" (60,000 images) or "validation" (10,000).
 
     Returns:
       Images uint8 [n, 28, 28] and labels uint8 [n].
 
     Raises:
-      ValueError: a file is missing or not what it should be.
+      ValueError: if a file is missing or not what it should be.
     """
     folder = pathlib.Path(data_dir or DEBIAN_DATA_DIR) / FOLDER
     prefix = _SPLIT_PREFIXES[split]

@@ -1,7 +1,7 @@
-"""Records: bytes in files that are found by number.
+"""Reads records, bytes in files that are found by number.
 
 A record is an image file, or a serialized tf.train.Example with one in it. The records of a data
-set are numbered through its files, in the order of the files' names; the number is the sample id.
+set are numbered through its files, in the order of the files' names. The number is the sample id.
 """
 
 import abc
@@ -25,7 +25,7 @@ _OTHER_OPEN_FILES = 256
 
 
 class Records(abc.ABC):
-    """Records [0, len); reading is safe in several threads."""
+    """Reads records [0, len), in several threads if need be."""
 
     def __init__(self, num_records: int):
         """Prepares threads for `num_records` records."""
@@ -38,16 +38,23 @@ class Records(abc.ABC):
         return self._num_records
 
     def manifest(self) -> Iterator[str]:
-        """Yields what tells these files from others, the same wherever they lie."""
+        """Yields what tells these files from others.
+
+        Lines are the same wherever the files lie.
+        """
         return iter(())
 
     @abc.abstractmethod
     def place(self, record: int) -> str:
-        """Where a record is, for messages: its file, and its place there."""
+        """Says in which file a record is, and where."""
 
     @abc.abstractmethod
     def read_one(self, record: int) -> bytes:
-        """Reads and checks a record; raises as `read` does."""
+        """Reads and checks a record.
+
+        Raises:
+          ValueError: as `read`.
+        """
 
     def read(self, ids: np.ndarray) -> list[bytes]:
         """Reads records.
@@ -59,19 +66,35 @@ class Records(abc.ABC):
           The m records, in this order.
 
         Raises:
-          ValueError: a record is damaged or a file has changed; names the file and the place.
+          ValueError: if a record is damaged or a file has changed. It names the file and the
+            place.
         """
         numbers = ids.tolist()
         firsts = range(0, len(numbers), _READS_A_TASK)
         tasks = [numbers[first : first + _READS_A_TASK] for first in firsts]
         return [record for part in self._executor.map(self._read_task, tasks) for record in part]
 
+    def read_in_graph(self, ids: tf.Tensor) -> tf.Tensor:
+        """Reads records as a graph operation.
+
+        Args:
+          ids: int64 [m], in [0, len). m may be zero.
+
+        Returns:
+          string [m]. A record that cannot be read is an error that says what `read` says.
+        """
+        # An array of objects: NumPy's own bytes type drops zeros at the end.
+        read = tf.numpy_function(
+            lambda ids: np.array(self.read(ids), dtype=object), [ids], tf.string, stateful=False
+        )
+        return tf.ensure_shape(read, ids.shape)
+
     def _read_task(self, ids: list[int]) -> list[bytes]:
         return [self.read_one(record) for record in ids]
 
 
 class SharedFileRecords(Records):
-    """Records of which each file holds many.
+    """Reads records of which each file holds many.
 
     Attributes:
       paths: The files.
@@ -89,17 +112,17 @@ class SharedFileRecords(Records):
         super().__init__(self._first_records[-1])
 
     def manifest(self) -> Iterator[str]:
-        """Name and size of every file."""
+        """Yields name and size of every file."""
         return names_and_sizes(self.paths)
 
     def locate(self, record: int) -> tuple[int, int]:
-        """Numbers of a record's file, and of the record in it."""
+        """Returns a file's number and the record's number there."""
         file = bisect.bisect_right(self._first_records, record) - 1
         return file, record - self._first_records[file]
 
 
 class KeptRecords(Records):
-    """Records that stay in memory from their first read on."""
+    """Keeps records in memory from their first read on."""
 
     def __init__(self, records: Records):
         """Keeps what is read of `records`."""
@@ -108,11 +131,11 @@ class KeptRecords(Records):
         self._kept: dict[int, bytes] = {}
 
     def manifest(self) -> Iterator[str]:
-        """That of the records that are kept."""
+        """Yields the lines of the records that are kept."""
         return self._records.manifest()
 
     def place(self, record: int) -> str:
-        """Where the record came from."""
+        """Says where the record came from."""
         return self._records.place(record)
 
     def read_one(self, record: int) -> bytes:
@@ -122,32 +145,20 @@ class KeptRecords(Records):
         return self._kept[record]
 
 
-def read_records(records: Records, ids: tf.Tensor) -> tf.Tensor:
-    """Reads records in a graph: string [m] for ids int64 [m]; m may be zero.
-
-    A record that cannot be read is an error that says what `Records.read` says.
-    """
-    # An array of objects: NumPy's own bytes type drops zeros at the end.
-    read = tf.numpy_function(
-        lambda ids: np.array(records.read(ids), dtype=object), [ids], tf.string, stateful=False
-    )
-    return tf.ensure_shape(read, ids.shape)
-
-
 def names_and_sizes(paths: Sequence[pathlib.Path]) -> Iterator[str]:
-    """Yields each file's name and size in bytes; where the file lies does not matter."""
+    """Yields each file's name and its size in bytes."""
     for path in paths:
         yield f"{path.name} {path.stat().st_size}"
 
 
 def allow_open_files(count: int) -> None:
-    """Raises this process' limit of open files, where it is lower than needed.
+    """Raises this process' limit of open files, if needed.
 
     Args:
       count: Files that a source keeps open.
 
     Raises:
-      ValueError: the system does not allow as many.
+      ValueError: if the system does not allow as many.
     """
     needed = count + _OTHER_OPEN_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -1,4 +1,6 @@
-"""A folder of shards in the classic ImageNet layout.
+"""Finds the shards of a folder.
+
+The layout is the classic one of ImageNet:
 
     train-00000-of-01024 ...            TFRecord files (or .gz of them, which can only be streamed)
     train.array_record-00000-of-01024   ArrayRecord files
@@ -7,8 +9,9 @@
     train.index.npz                     optional, made by tools/index_tfrecord.py
 
 A record is a tf.train.Example with `image/encoded` and `image/class/label`. In this layout labels
-are 1 to the number of classes; 0 is no class. There are folders whose labels start at 0, and the
-labels themselves decide which it is, see `class_layout`; a label out of range always stops a run.
+are 1 to the number of classes, and 0 is no class. There are folders whose labels start at 0, and
+the labels themselves decide which it is, see `class_layout`. A label out of range always stops a
+run.
 """
 
 import pathlib
@@ -29,7 +32,7 @@ _INDEX_TOOL = "python tools/index_tfrecord.py --path="
 
 
 def shard_paths(folder: pathlib.Path, split: str, form: str) -> tuple[str, list[pathlib.Path]]:
-    """The files of a split, all of them, in their order.
+    """Returns all files of a split, in their order.
 
     Args:
       folder: Holds the files.
@@ -40,7 +43,7 @@ def shard_paths(folder: pathlib.Path, split: str, form: str) -> tuple[str, list[
       What the split is called here ("train", "validation", "val" or "test"), and its files.
 
     Raises:
-      ValueError: there are none, or some are missing.
+      ValueError: if there are none, or some are missing.
     """
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     for prefix in SPLIT_NAMES[split]:
@@ -57,21 +60,26 @@ def shard_paths(folder: pathlib.Path, split: str, form: str) -> tuple[str, list[
 
 
 def index_path(folder: pathlib.Path, prefix: str) -> pathlib.Path:
-    """Where the index of TFRecord files is whose names start with `prefix`."""
+    """Returns where the index of TFRecord files is.
+
+    Args:
+      folder: Holds the files.
+      prefix: What their names start with.
+    """
     return folder / f"{prefix}.index.npz"
 
 
 def tfrecord_index(paths: Sequence[pathlib.Path], saved: pathlib.Path) -> RecordIndex:
-    """The index that was saved, else one from the files' headers."""
+    """Returns the saved index, else one from the files' headers."""
     return RecordIndex.load(saved, paths) if saved.exists() else RecordIndex.scan(paths)
 
 
 def example_format(folder: pathlib.Path, train_labels: np.ndarray) -> ExampleFormat:
-    """How images and labels are stored in a folder.
+    """Finds out how images and labels are stored.
 
     Args:
       folder: Holds labels.txt, or does not.
-      train_labels: Distinct labels of the training split, sorted; empty if nobody looked.
+      train_labels: Distinct labels of the training split, sorted. Empty if they are not known.
 
     Raises:
       ValueError: as `class_layout`.
@@ -90,17 +98,17 @@ def example_format(folder: pathlib.Path, train_labels: np.ndarray) -> ExampleFor
 def class_layout(
     names: tuple[str, ...] | None, labels: Sequence[int]
 ) -> tuple[int, tuple[str, ...]]:
-    """Whether labels start at 0 or at 1, and how many classes there are.
+    """Finds out whether labels start at 0 or at 1.
 
     Args:
       names: The lines of labels.txt, if there is one.
-      labels: Distinct training labels, sorted; empty if nobody looked.
+      labels: Distinct training labels, sorted. Empty if they are not known.
 
     Returns:
       The label of the first class, and the classes' names.
 
     Raises:
-      ValueError: this does not follow from what is known; says what would help.
+      ValueError: if this does not follow from what is known. It says what would help.
     """
     if names is None:
         if not labels:

@@ -1,4 +1,7 @@
-"""Makes the index of TFRecord shards: reads everything once, and so checks it too."""
+"""Makes the index of TFRecord shards.
+
+To do so it reads everything once, and so checks it too.
+"""
 
 import concurrent.futures
 import dataclasses
@@ -16,14 +19,14 @@ _LABEL_KEYS = (LABEL_KEY, "label")  # the classic layout's, TensorFlow Datasets'
 
 
 def index_files(paths: Sequence[pathlib.Path], num_threads: int = 8) -> RecordIndex:
-    """Reads every record, and notes where it is and which labels there are.
+    """Reads every record and notes its place and its label.
 
     Args:
       paths: Uncompressed TFRecord files.
       num_threads: Files read at once.
 
     Raises:
-      ValueError: a record is damaged; names the file and the offset.
+      ValueError: if a record is damaged. It names the file and the offset.
     """
     index = RecordIndex.scan(paths)
     labels: set[int] = set()
@@ -35,7 +38,7 @@ def index_files(paths: Sequence[pathlib.Path], num_threads: int = 8) -> RecordIn
 
 
 def _labels_of_file(path: pathlib.Path) -> set[int]:
-    """Reads and checks the records of a file; returns their labels."""
+    """Reads a file's records, and returns their labels."""
     records = TFRecordFiles(RecordIndex.scan([path]))
     return {int(label) for serialized in _in_parts(records) for label in _labels(serialized)}
 
@@ -46,7 +49,7 @@ def _in_parts(records: TFRecordFiles, size: int = 256) -> Iterator[list[bytes]]:
 
 
 def _labels(serialized: list[bytes]) -> np.ndarray:
-    """int64 [m]; fails if a record has no label."""
+    """Returns labels, int64 [m], and fails where one is missing."""
     features = {key: tf.io.FixedLenFeature([], tf.int64, -1) for key in _LABEL_KEYS}
     columns = tf.io.parse_example(serialized, features)
     return np.max([columns[key].numpy() for key in _LABEL_KEYS], axis=0)

@@ -1,9 +1,10 @@
-"""TFRecord files whose records are found by number, without reading those before.
+"""Reads TFRecord files, whose records are found by number.
 
-The format (tensorflow/core/lib/io/record_writer.h) is, for each record: its length (uint64), the
-masked CRC-32C of these 8 bytes (uint32), the data, the masked CRC-32C of the data (uint32); all
-little-endian. So the lengths of the records say where each one starts. They are collected by
-jumping from header to header, or come from an index file that tools/index_tfrecord.py made once.
+A record is read without those before it. The format (tensorflow/core/lib/io/record_writer.h) is,
+for each record: its length (uint64), the masked CRC-32C of these 8 bytes (uint32), the data, the
+masked CRC-32C of the data (uint32). All are little-endian. So the lengths of the records say where
+each one starts. They are collected by jumping from header to header, or come from an index file
+that tools/index_tfrecord.py made once.
 """
 
 import concurrent.futures
@@ -35,7 +36,7 @@ _INDEX_TOOL = "python tools/index_tfrecord.py"
 
 @dataclasses.dataclass(frozen=True)
 class RecordIndex:
-    """Where the records of some TFRecord files are.
+    """Says where the records of some TFRecord files are.
 
     Attributes:
       paths: The files, in the order of their records' numbers.
@@ -43,7 +44,7 @@ class RecordIndex:
       mtimes_ns: int64 [files], times of the last change, nanoseconds.
       counts: int64 [files], records in each.
       lengths: int64 [records], bytes of data, without the framing.
-      labels: int64, the distinct labels of the records, sorted; empty if they were not looked at.
+      labels: int64, the distinct labels of the records, sorted. Empty if they are not known.
     """
 
     paths: tuple[pathlib.Path, ...]
@@ -58,7 +59,8 @@ class RecordIndex:
         """Makes an index by reading the records' headers.
 
         Raises:
-          ValueError: a file is truncated or no TFRecord file; names it and the offset.
+          ValueError: if a file is truncated or no TFRecord file. It names the file and the
+            offset.
         """
         stats = [path.stat() for path in paths]
         with concurrent.futures.ThreadPoolExecutor(FILES_AT_ONCE) as executor:
@@ -81,7 +83,7 @@ class RecordIndex:
           paths: The files that the data set has now.
 
         Raises:
-          ValueError: the index is damaged, or a file has changed since; says which.
+          ValueError: if the index is damaged, or a file has changed since. It says which.
         """
         try:
             with np.load(index_path, allow_pickle=False) as arrays:
@@ -97,7 +99,10 @@ class RecordIndex:
         return index
 
     def save(self, index_path: pathlib.Path) -> None:
-        """Writes the index; another program sees the old file or the new one, no part of it."""
+        """Writes the index whole.
+
+        Another program sees the old file or the new one, and no part of it.
+        """
         partial = index_path.with_name(index_path.name + f".partial-{os.getpid()}")
         columns = {
             field.name: getattr(self, field.name)
@@ -131,10 +136,13 @@ class RecordIndex:
 
 
 class TFRecordFiles(SharedFileRecords):
-    """Records of uncompressed TFRecord files, each checked by its CRC when it is read."""
+    """Reads records of uncompressed TFRecord files.
+
+    Each is checked by its CRC when it is read.
+    """
 
     def __init__(self, index: RecordIndex):
-        """Opens no file yet; each stays open from its first read on."""
+        """Opens no file. Each stays open from its first read."""
         allow_open_files(len(index.paths))
         super().__init__(index.paths, index.counts)
         self._lengths = index.lengths
@@ -151,7 +159,7 @@ class TFRecordFiles(SharedFileRecords):
             os.close(descriptor)
 
     def place(self, record: int) -> str:
-        """The record's file and offset."""
+        """Returns the record's file and offset."""
         return f"{self.paths[self.locate(record)[0]]} at byte {self._offsets[record]:,}"
 
     def read_one(self, record: int) -> bytes:
@@ -181,16 +189,16 @@ class TFRecordFiles(SharedFileRecords):
 
 
 def record_lengths(path: pathlib.Path) -> np.ndarray:
-    """Lengths of a file's records, from their headers.
+    """Reads the lengths of a file's records from their headers.
 
     Args:
-      path: A TFRecord file; compressed with gzip if its name ends in .gz, then read whole.
+      path: A TFRecord file. If its name ends in .gz, it is compressed with gzip and read whole.
 
     Returns:
       int64 [records], bytes of data.
 
     Raises:
-      ValueError: the file is truncated or no TFRecord file; names it and the offset.
+      ValueError: if the file is truncated or no TFRecord file. It names the file and the offset.
     """
     lengths: list[int] = []
     offset = 0
@@ -217,7 +225,10 @@ def record_lengths(path: pathlib.Path) -> np.ndarray:
 
 
 def masked_crc(data: bytes) -> int:
-    """CRC-32C as TFRecord files store it: rotated by 15 bits, plus a constant."""
+    """Returns the CRC-32C as TFRecord files store it.
+
+    It is rotated by 15 bits, and a constant is added.
+    """
     crc = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + _CRC_MASK_DELTA) & 0xFFFFFFFF
 

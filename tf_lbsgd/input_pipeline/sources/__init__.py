@@ -1,1 +1,1 @@
-"""Sources of labelled images, one kind a file. `opening` opens them by name."""
+"""Holds the sources of labelled images, one kind a file."""

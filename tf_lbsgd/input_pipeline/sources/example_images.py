@@ -1,4 +1,4 @@
-"""Images in records that are tf.train.Example messages: TFRecord and ArrayRecord files."""
+"""Delivers images in records that are tf.train.Example messages."""
 
 import functools
 from collections.abc import Iterator
@@ -6,20 +6,24 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
-from tf_lbsgd.input_pipeline.image_decoding import EncodedImages
+from tf_lbsgd.input_pipeline.augmentation import Augmentation
 from tf_lbsgd.input_pipeline.records.examples import ExampleFormat
 from tf_lbsgd.input_pipeline.records.records import Records
 from tf_lbsgd.input_pipeline.source import BatchLoader, IndexedSource
 from tf_lbsgd.input_pipeline.sources.array_source import ArraySource
+from tf_lbsgd.input_pipeline.sources.encoded_images import EncodedImages
 
 _DECODED_AT_ONCE = 1024
 
 
 class ExampleImages(EncodedImages):
-    """Sample i is record i."""
+    """Delivers the images of TFRecord or ArrayRecord files.
+
+    Sample i is record i.
+    """
 
     def __init__(self, records: Records, example_format: ExampleFormat, image_size: int):
-        """Describes the images; reads none.
+        """Describes the images and reads none.
 
         Args:
           records: The serialized messages.
@@ -30,19 +34,22 @@ class ExampleImages(EncodedImages):
         self._format = example_format
 
     def parse(self, ids: tf.Tensor, records: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Image and label are features of the message."""
+        """Takes image and label from the features of the messages."""
         return self._format.parse(records)
 
 
 class SmallImages(IndexedSource):
-    """Images that are all stored in one, small size; decoded once, they stay in memory."""
+    """Delivers images that are all stored in one, small size.
+
+    They are decoded once and stay in memory.
+    """
 
     default_augmentation = "pad_crop"
 
     def __init__(
         self, records: Records, example_format: ExampleFormat, image_shape: tuple[int, int, int]
     ):
-        """Describes the images; reads none.
+        """Describes the images and reads none.
 
         Args:
           records: The serialized messages.
@@ -56,12 +63,12 @@ class SmallImages(IndexedSource):
         self.class_names = example_format.class_names
 
     def manifest(self) -> Iterator[str]:
-        """Adds the files."""
+        """Adds the lines of the files."""
         yield from super().manifest()
         yield from self._records.manifest()
 
-    def batch_loader(self, *, augmentation: str, seed: int) -> BatchLoader:
-        """That of an `ArraySource`."""
+    def batch_loader(self, *, augmentation: Augmentation, seed: int) -> BatchLoader:
+        """Returns the loader of an `ArraySource`."""
         return self._decoded.batch_loader(augmentation=augmentation, seed=seed)
 
     @functools.cached_property

@@ -1,15 +1,19 @@
-"""A folder of JPEG and PNG files, one sub-folder a class."""
+"""Opens a folder of JPEG and PNG files.
 
-import functools
+It has one sub-folder a class.
+"""
+
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
 
-from tf_lbsgd.input_pipeline.image_decoding import EncodedImages
-from tf_lbsgd.input_pipeline.records.records import Records
+from tf_lbsgd.input_pipeline.records.records import KeptRecords
+from tf_lbsgd.input_pipeline.records.whole_files import WholeFiles
+from tf_lbsgd.input_pipeline.sources.encoded_images import EncodedImages
+from tf_lbsgd.input_pipeline.sources.open_request import OpenRequest
 
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _SPLIT_FOLDERS = {"train": ("train",), "validation": ("validation", "val", "test")}
@@ -18,25 +22,25 @@ _LAYOUT = (
     "(or val, or test; .jpeg and .png too)."
 )
 
-_FILES_AT_ONCE = 64  # being read
-_SIZES_IN_MANIFEST = 1000
-
 
 class ImageFolder(EncodedImages):
-    """PATH/SPLIT/CLASS/*.jpg; classes and files in the order of their names.
+    """Delivers the images PATH/SPLIT/CLASS/*.jpg.
+
+    Classes and files are in the order of their names.
 
     Attributes:
       paths: The images, in the order of the sample ids.
       labels: int32 [num_examples].
     """
 
-    def __init__(self, path: str, split: str, image_size: int):
-        """Lists the files; reads none.
+    def __init__(self, path: str, split: str, image_size: int, *, keep_in_memory: bool = False):
+        """Lists the files and reads none.
 
         Args:
           path: Folder that holds the splits.
           split: "train" or "validation".
           image_size: Side of the square that is delivered, in pixels.
+          keep_in_memory: Keep files in memory from their first read on.
 
         Raises:
           ValueError: if a folder is missing, unreadable or empty, or the splits disagree about the
@@ -49,54 +53,30 @@ class ImageFolder(EncodedImages):
         self.paths = [file for files in files_of_classes for file in files]
         sizes = [len(files) for files in files_of_classes]
         self.labels = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
-        super().__init__(WholeFiles(self.paths), class_names, image_size)
-
-    def read(self, ids: tf.Tensor) -> tf.Tensor:
-        """Reads files in TensorFlow's threads, which do not wait for Python's lock."""
-        if not isinstance(self.records, WholeFiles):  # they are kept in memory
-            return super().read(ids)
-        paths = tf.gather(self._path_strings, ids)
-        return tf.map_fn(tf.io.read_file, paths, parallel_iterations=_FILES_AT_ONCE)
-
-    @functools.cached_property
-    def _path_strings(self) -> tf.Tensor:
-        with tf.init_scope(), tf.device("CPU"):  # else a million of them end up in the graph
-            return tf.constant(self.paths)
+        files = WholeFiles(self.paths)
+        super().__init__(KeptRecords(files) if keep_in_memory else files, class_names, image_size)
 
     def parse(self, ids: tf.Tensor, records: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """A record is the image; its label is that of its folder."""
+        """Returns the records, which are images, and their folders' labels."""
         return records, tf.gather(self.labels, ids)
 
 
-class WholeFiles(Records):
-    """Files, each of which is a record."""
+def open_image_folder(location: str, request: OpenRequest) -> ImageFolder:
+    """Opens one split of a folder.
 
-    def __init__(self, paths: Sequence[str]):
-        """Takes the files' paths; opens none."""
-        super().__init__(len(paths))
-        self._paths = paths
+    Args:
+      location: Folder that holds the splits, relative to data_dir.
+      request: What to open.
 
-    def manifest(self) -> Iterator[str]:
-        """Class and name of every file, and the size of some: a size costs a call to the disk."""
-        every = -(-len(self._paths) // _SIZES_IN_MANIFEST)
-        for index, path in enumerate(self._paths):
-            size = os.path.getsize(path) if index % every == 0 else ""
-            yield f"{'/'.join(path.rsplit('/', 2)[-2:])} {size}"
-
-    def place(self, record: int) -> str:
-        """The file."""
-        return self._paths[record]
-
-    def read_one(self, record: int) -> bytes:
-        """The file's contents."""
-        try:
-            with open(self._paths[record], "rb", buffering=0) as file:
-                return file.read()
-        except OSError as error:
-            raise ValueError(
-                f"Cannot read an image. Received: {self.place(record)} ({error.strerror}). "
-                "Expected: the file that was there when the run started."
-            ) from error
+    Raises:
+      ValueError: as `ImageFolder`.
+    """
+    return ImageFolder(
+        str(request.path(location)),
+        request.split,
+        request.resized_to,
+        keep_in_memory=request.keep_in_memory,
+    )
 
 
 def _split_folder(path: str, split: str) -> pathlib.Path:
@@ -120,7 +100,10 @@ def _class_names(folder: pathlib.Path) -> list[str]:
 
 
 def _check_same_classes(folder: pathlib.Path, class_names: Sequence[str], path: str) -> None:
-    """A label must mean the same class in both splits."""
+    """Refuses splits of different classes.
+
+    A label must mean the same class in both.
+    """
     train_names = _class_names(_split_folder(path, "train"))
     if list(class_names) != train_names:
         raise ValueError(

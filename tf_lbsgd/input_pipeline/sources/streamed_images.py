@@ -1,10 +1,12 @@
-"""Images in TFRecord files that are read from the front; their shuffle is approximate."""
+"""Delivers images in files that are read from the front."""
 
 import pathlib
 from collections.abc import Iterator, Sequence
 
 import tensorflow as tf
 
+from tf_lbsgd.input_pipeline.augmentation import Augmentation, NoAugmentation
+from tf_lbsgd.input_pipeline.batch_layout import BatchLayout
 from tf_lbsgd.input_pipeline.image_decoding import CHANNELS, decode_batch
 from tf_lbsgd.input_pipeline.records.examples import ExampleFormat
 from tf_lbsgd.input_pipeline.records.records import names_and_sizes
@@ -20,7 +22,10 @@ _READ_BUFFER_BYTES = 1 << 20
 
 
 class StreamedImages(Source):
-    """tf.train.Example messages in the order of `stream_order`."""
+    """Decodes tf.train.Example messages in the order of `stream_order`.
+
+    That order is an approximate shuffle.
+    """
 
     default_augmentation = "random_resized_crop"
 
@@ -32,10 +37,10 @@ class StreamedImages(Source):
         image_size: int,
         shuffle_buffer: int,
     ):
-        """Describes the images; reads none.
+        """Describes the images and reads none.
 
         Args:
-          paths: TFRecord files; compressed with gzip if their names end in .gz.
+          paths: TFRecord files, compressed with gzip if their names end in .gz.
           counts: Records in each.
           example_format: Where image and label are in a message.
           image_size: Side of the square that is delivered, in pixels.
@@ -50,33 +55,18 @@ class StreamedImages(Source):
         self.image_shape = (image_size, image_size, CHANNELS)
 
     def manifest(self) -> Iterator[str]:
-        """Adds the files."""
+        """Adds the lines of the files."""
         yield from super().manifest()
         yield from names_and_sizes(self._paths)
 
     def training_batches(
-        self,
-        *,
-        global_batch_size: int,
-        micro_batch_size: int,
-        num_replicas: int,
-        replica_ids: Sequence[int],
-        seed: int,
-        start_step: int,
-        augmentation: str,
+        self, layout: BatchLayout, *, start: tuple[int, int], augmentation: Augmentation
     ) -> tf.data.Dataset:
         """Decodes the records of `stream_order.training_stream`."""
         records = training_stream(
-            self._stream(),
-            global_batch_size=global_batch_size,
-            micro_batch_size=micro_batch_size,
-            num_replicas=num_replicas,
-            replica_ids=replica_ids,
-            seed=seed,
-            shuffle_buffer=self._shuffle_buffer,
-            start_step=start_step,
+            self._stream(), layout, shuffle_buffer=self._shuffle_buffer, start=start
         )
-        return self._decode(records, augmentation=augmentation, seed=seed)
+        return self._decode(records, augmentation=augmentation, seed=layout.seed)
 
     def evaluation_batches(
         self, *, evaluation_batch_size: int, num_replicas: int, replica_ids: Sequence[int]
@@ -88,7 +78,7 @@ class StreamedImages(Source):
             num_replicas=num_replicas,
             replica_ids=replica_ids,
         )
-        return self._decode(records, augmentation="none", seed=0)
+        return self._decode(records, augmentation=NoAugmentation(), seed=0)
 
     def _stream(self) -> RecordStream:
         paths = tf.constant([str(path) for path in self._paths])
@@ -100,7 +90,9 @@ class StreamedImages(Source):
 
         return RecordStream(self._counts, read_file)
 
-    def _decode(self, records: tf.data.Dataset, *, augmentation: str, seed: int) -> tf.data.Dataset:
+    def _decode(
+        self, records: tf.data.Dataset, *, augmentation: Augmentation, seed: int
+    ) -> tf.data.Dataset:
         def decode(epoch: tf.Tensor, ids: tf.Tensor, records: tf.Tensor) -> tuple[tf.Tensor, ...]:
             encoded, labels = self._format.parse(records)
             images = decode_batch(

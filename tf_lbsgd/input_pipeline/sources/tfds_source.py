@@ -1,7 +1,7 @@
-"""Data sets of TensorFlow Datasets (https://www.tensorflow.org/datasets), prepared on this machine.
+"""Opens data sets that TensorFlow Datasets prepared on this machine.
 
-Their files are TFRecord or ArrayRecord files of tf.train.Example messages, so they are read as
-every other such file: exactly, by number.
+See https://www.tensorflow.org/datasets. Their files are TFRecord or ArrayRecord files of
+tf.train.Example messages, so they are read as every other such file: exactly, by number.
 """
 
 import pathlib
@@ -13,30 +13,31 @@ from tf_lbsgd.input_pipeline.records.records import Records
 from tf_lbsgd.input_pipeline.records.tfrecord_files import RecordIndex, TFRecordFiles
 from tf_lbsgd.input_pipeline.source import Source
 from tf_lbsgd.input_pipeline.sources.example_images import ExampleImages, SmallImages
+from tf_lbsgd.input_pipeline.sources.open_request import OpenRequest
 
 _SPLITS = {"train": ("train",), "validation": ("validation", "test")}
 
 
-def open_tfds(name: str, data_dir: str | None, split: str, image_size: int) -> Source:
-    """Opens one split of a data set that was prepared before; downloads nothing.
+def open_tfds(name: str, request: OpenRequest) -> Source:
+    """Opens one split of a data set, and downloads nothing.
 
     Args:
       name: As `tfds.builder` takes it: NAME, NAME/CONFIG or NAME:VERSION.
-      data_dir: Where data sets were prepared; None is TFDS' own place.
-      split: "train" or "validation", which is the data set's "test" where it has no other.
-      image_size: Side of the images in pixels, where the stored ones differ in size.
+      request: What to open. data_dir is where data sets were prepared, None the place that TFDS
+        takes by default. The validation split is the data set's "test" where it has no other.
 
     Returns:
-      Images that are decoded when they are used; or, where all are stored in one size, small ones
-      that stay in memory.
+      Images that are decoded when they are used. Where all are stored in one size, they are small
+      ones that stay in memory.
 
     Raises:
-      ValueError: no such data set, or not prepared, or not of images with one label each.
+      ValueError: if there is no such data set, it is not prepared, or it has no images with one
+        label each.
     """
     import tensorflow_datasets as tfds
 
     try:
-        builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
+        builder = tfds.builder(name, data_dir=request.data_dir, try_gcs=False)
     except tfds.core.registered.DatasetNotFoundError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
@@ -48,17 +49,17 @@ def open_tfds(name: str, data_dir: str | None, split: str, image_size: int) -> S
         raise ValueError(
             f"The data set is not prepared. Received: tfds:{name}, nothing in {builder.data_path}. "
             f"Expected: `python -m tensorflow_datasets.scripts.cli.main build {name} "
-            f"--data_dir={data_dir or '~/tensorflow_datasets'}` to have been run."
+            f"--data_dir={request.data_dir or '~/tensorflow_datasets'}` to have been run."
         )
     info = builder.info
     image_key, label_key = _keys(name, info, tfds)
     names = tuple(info.features[label_key].names)
     example_format = ExampleFormat(image_key, label_key, 0, names)
-    records = _records(name, info, split, tfds)
+    records = _records(name, info, request.split, tfds)
     height, width, channels = info.features[image_key].shape
     if height and width:
         return SmallImages(records, example_format, (height, width, channels))
-    return ExampleImages(records, example_format, image_size)
+    return ExampleImages(request.kept(records), example_format, request.resized_to)
 
 
 def _keys(name: str, info: Any, tfds: Any) -> tuple[str, str]:
