@@ -299,7 +299,7 @@ def measure_detection(
             run.wait_until(lambda run=run: run.next_step() >= 3)
             run.worker(victim).send_signal(harm)
             harmed_at = time.monotonic()
-            name = f"WorkerLostError: worker {victim} "
+            name = f"WorkerLostError: Worker {victim} "
             if run.wait_until(lambda run=run, name=name: name in run.all_output()):
                 named_secs.append(time.monotonic() - harmed_at)
             for survivor in (p for i, p in enumerate(run.processes) if i != victim):
