@@ -127,8 +127,8 @@ def _writer(export_format: str) -> Callable[[keras.Model, Path], None]:
 def _check_output(output: Path, export_format: str) -> None:
     if os.path.lexists(output):
         raise ValueError(
-            f"The output exists, and nothing is overwritten. Received: output={output} "
-            "Expected: a path that does not exist."
+            f"Nothing is overwritten. Received: output={output}, which exists. "
+            "Expected: a path that does not exist yet."
         )
     if (output.suffix == ".keras") != (export_format == "keras"):
         expected = "ending in" if export_format == "keras" else "not ending in"

@@ -301,7 +301,7 @@ def test_a_range_expands_to_its_numbers_at_its_width(first, length, width):
     [
         ("node-1:12345", ("node-1", 12345)),
         ("10.0.0.1:1", ("10.0.0.1", 1)),
-        ("[fe80::1%eth0]:65535", ("fe80::1%eth0", 65535)),
+        ("[fe80::1]:65535", ("fe80::1", 65535)),
     ],
 )
 def test_an_address_is_split_into_host_and_port(address, host_and_port):
