@@ -64,7 +64,7 @@ def replicas_per_worker() -> int:
 
 
 def leave_gpus_to_others(num_workers: int) -> int:
-    """Leaves this process the GPUs of one worker, and hides the rest.
+    """Leaves this process the GPUs of one worker only.
 
     Call it before any TensorFlow operation.
 
