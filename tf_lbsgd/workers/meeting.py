@@ -103,7 +103,7 @@ class Meeting:
         deadline = time.monotonic() + self.timeout_secs
         reminder = time.monotonic() + _REMIND_SECS
         while attendance.missing() and time.monotonic() < deadline:
-            if attendance.problems(are_all_there=False):
+            if attendance.problems(include_missing=False):
                 deadline = min(deadline, time.monotonic() + _ANSWER_SECS)
             if time.monotonic() > reminder:
                 reminder += _REMIND_SECS
@@ -183,7 +183,7 @@ class Meeting:
     async def _sees(self, name: str) -> bool:
         """Tells whether this worker finds the chief's file.
 
-        A worker or a chief that cannot start does not look.
+        It need not look if this worker or the chief cannot start.
         """
         return not name or bool(self.refusal) or await _appears(self.shared_folder / name)
 
@@ -215,7 +215,7 @@ class _Attendance:
         self._cluster = chief.cluster
         self._misfits: list[str] = []
         self._reports: dict[int, _Message] = {}
-        self._connections: set[asyncio.StreamWriter] = set()  # no other programs
+        self._connections: set[asyncio.StreamWriter] = set()  # of workers only
         self.token = ""
         self.news = asyncio.Event()
 
@@ -241,18 +241,18 @@ class _Attendance:
         """Returns the indices of workers that are not there."""
         return [i for i in range(1, self._cluster.num_workers) if i not in self._reports]
 
-    def problems(self, *, are_all_there: bool = True) -> list[str]:
+    def problems(self, *, include_missing: bool = True) -> list[str]:
         """Returns sentences about what prevents a run.
 
         Args:
-            are_all_there: Whether a missing worker counts as a problem.
+            include_missing: Whether missing workers count as problems.
         """
         if self._chief.refusal:
             return [f"{self._cluster.name_of(0)}, the chief, cannot start. {self._chief.refusal}"]
         found = list(self._misfits)
         for index, report in sorted(self._reports.items()):
             found += self._differences(index, report)
-        if are_all_there:
+        if include_missing:
             found += [
                 f"{self._cluster.name_of(index)} did not come. Received: nothing from it within "
                 f"{self._chief.timeout_secs:.0f} s Expected: the same command runs on every "
