@@ -103,7 +103,7 @@ class Doctor:
         )
         plan = self._prepared.plan
         return (
-            f"{plan.num_train_examples:,} images, {plan.recipe.global_batch_size:,} a step on "
+            f"{plan.num_train_examples:,} images, {plan.recipe.global_batch_size:,} per step on "
             f"{plan.num_replicas} replicas, {plan.total_steps:,} steps"
         )
 

@@ -73,7 +73,7 @@ def checkpoint_to_judge(run_folder: RunFolder, options: RunOptions) -> checkpoin
     if checkpoint is None:
         raise ValueError(
             f"No weights. Received: no complete checkpoint ({options.checkpoint}) in "
-            f"{run_folder.checkpoints} Expected: a run that finished at least an epoch."
+            f"{run_folder.checkpoints} Expected: a run that finished at least one epoch."
         )
     checkpoint.check_recipe(run_folder.read_recipe().digest())
     return checkpoint

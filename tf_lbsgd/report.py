@@ -134,7 +134,7 @@ def read_record(path: str | os.PathLike[str]) -> RunRecord:
     if not metrics:
         raise ValueError(
             f"Nothing to report yet. Received: no epoch in {path}/metrics.jsonl "
-            "Expected: a run that finished at least an epoch."
+            "Expected: a run that finished at least one epoch."
         )
     return RunRecord(recipe, metrics)
 

@@ -67,7 +67,7 @@ class StragglerWatch(keras.callbacks.Callback):
             data, compute = medians[:, slowest]
             print(
                 f"Worker {slowest} is slow: {self.slowest_worker_ratio:.2f} times the others' "
-                f"{others:.3f} s a step; it waits {data:.3f} s for data and computes "
+                f"{others:.3f} s per step. It waits {data:.3f} s for data and computes "
                 f"{compute:.3f} s.",
                 flush=True,
             )

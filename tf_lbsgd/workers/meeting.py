@@ -296,7 +296,7 @@ class _Attendance:
         if index == 0 or index in self._reports:
             return (
                 f"Two processes are {self._cluster.name_of(index)}. Received: task index {index} "
-                "twice Expected: every process has a task index of its own."
+                "twice Expected: every process has its own task index."
             )
         return ""
 
