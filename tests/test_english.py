@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+ROOMS = ("tf_lbsgd", "tools", "examples")
 LONGEST_FIRST_LINE = 10  # words
 SHORTEST_HELP = 3  # words
 UNFINISHED = ("tf_lbsgd/cli",)  # revised later
@@ -29,8 +30,8 @@ print(json.dumps({flag.name: flag.help for flag in ours}))
 
 
 def sources() -> list[Path]:
-    """Returns the paths of all modules of the package and of the tools."""
-    paths = sorted(p for name in ("tf_lbsgd", "tools") for p in (ROOT / name).rglob("*.py"))
+    """Returns the paths of all modules of the package, the tools and the examples."""
+    paths = sorted(p for name in ROOMS for p in (ROOT / name).rglob("*.py"))
     return [p for p in paths if not str(p.relative_to(ROOT)).startswith(UNFINISHED)]
 
 
