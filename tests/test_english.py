@@ -43,8 +43,8 @@ def sources() -> list[Path]:
 
 def binaries() -> list[str]:
     """Returns the names of the modules that define flags and start."""
-    entry_points = (p for p in sources() if p.parent.name == "cli" and "def run()" in p.read_text())
-    return [path.stem for path in entry_points]
+    paths = sorted((ROOT / "tf_lbsgd" / "cli").glob("*.py"))
+    return [path.stem for path in paths if "def run()" in path.read_text()]
 
 
 def docstrings(source: str) -> Iterator[tuple[int, str]]:
