@@ -15,11 +15,8 @@ ROOMS = ("tf_lbsgd", "tools", "examples")
 LONGEST_FIRST_LINE = 10  # words
 SHORTEST_HELP = 3  # words
 UNFINISHED = (
-    "examples", "tf_lbsgd/__init__.py", "tf_lbsgd/builders", "tf_lbsgd/cli",
-    "tf_lbsgd/input_pipeline", "tf_lbsgd/models", "tf_lbsgd/optimizers", "tf_lbsgd/preparation",
-    "tf_lbsgd/run/catalogue", "tf_lbsgd/run/fields", "tf_lbsgd/run/options", "tf_lbsgd/run/plan",
-    "tf_lbsgd/run/recipe", "tf_lbsgd/run/user_code", "tf_lbsgd/schedules", "tf_lbsgd/step",
-    "tf_lbsgd/training", "tools",
+    "tf_lbsgd/__init__.py", "tf_lbsgd/input_pipeline", "tf_lbsgd/models", "tf_lbsgd/optimizers",
+    "tf_lbsgd/schedules", "tf_lbsgd/step", "tools",
 )  # fmt: skip
 
 PRINT_HELP = """
