@@ -1,25 +1,32 @@
-"""Checkpoints: arrays and a manifest, written whole or not at all.
+"""Writes and reads checkpoints.
 
-A checkpoint is `step-S.npz` (arrays only, never code: `keras.models.load_model` had code-execution
-CVEs 2025-1550, -8747, -9906) and `step-S.json`, its manifest, written after it. A checkpoint
-without a manifest, or with a byte that does not fit the digests in the manifest, is not complete.
-`best.json` names the checkpoint of lowest validation error, which stays beside the newest ones.
+A checkpoint is `step-S.npz` and its manifest, `step-S.json`, which is written last. The first file
+holds only arrays and no code, since `keras.models.load_model` had code-execution CVEs (2025-1550,
+-8747, -9906). A checkpoint is complete if there is a manifest and every byte fits the digests in
+it. `best.json` names the checkpoint of lowest validation error, which stays beside the newest ones.
 
-Recipe and step are all that a run needs besides the arrays: the order of the data, the crops and
-the masks are functions of (seed, epoch, step), so there is no position of an iterator to save.
+Recipe and step are all that a run needs besides the arrays. The order of the data, the crops and
+the dropout masks are functions of (seed, epoch, step), so no position of an iterator is saved.
 """
 
 import dataclasses
 import hashlib
 import io
 import json
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import keras
 import numpy as np
+
+from tf_lbsgd.run.files import (
+    remove_temporary_files,
+    replace_file,
+    step_file,
+    step_files,
+    step_of,
+)
 
 _BEST = "best.json"
 
@@ -28,13 +35,13 @@ Which = Literal["newest", "best"]
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """State of a run after `step` weight updates.
+    """Holds the state of a run after `step` weight updates.
 
     Attributes:
         step: Weight updates done since the start of the run.
-        arrays: Every variable by name.
-        recipe_digest: `Recipe.digest` of the run.
-        epoch_so_far: What was recorded of the epoch under way, JSON values.
+        arrays: Value of every variable, by name.
+        recipe_digest: Result of `Recipe.digest` for the run.
+        epoch_so_far: What was recorded of the unfinished epoch, as JSON values.
     """
 
     step: int
@@ -43,14 +50,14 @@ class Checkpoint:
     epoch_so_far: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def select(self, *prefixes: str) -> dict[str, np.ndarray]:
-        """Returns the arrays whose names start with one of the prefixes."""
+        """Returns the arrays whose names start with a prefix."""
         return {n: a for n, a in self.arrays.items() if n.startswith(prefixes)}
 
     def check_recipe(self, recipe_digest: str) -> None:
-        """Refuses a checkpoint of another recipe, which someone put into this run's folder.
+        """Refuses a checkpoint of another recipe.
 
         Raises:
-            ValueError: says what was received and expected.
+            ValueError: The digests differ.
         """
         if self.recipe_digest != recipe_digest:
             raise ValueError(
@@ -60,56 +67,59 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
-    """Writes a checkpoint atomically, and removes all but the newest and the best.
+    """Writes a checkpoint and removes old ones.
+
+    The newest ones and the best stay.
 
     Args:
-        folder: Where checkpoints lie; made if absent.
-        checkpoint: What to write.
-        keep: How many of the newest complete checkpoints may stay, at least 1.
+        folder: Folder of the checkpoints, which is made if it is absent.
+        checkpoint: The checkpoint to write.
+        keep: How many of the newest checkpoints stay, at least 1.
 
     Raises:
-        OSError: the disk is full or not writable; older checkpoints are untouched.
+        OSError: The disk is full or not writable. Older checkpoints are untouched.
     """
     folder.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **checkpoint.arrays)
     content = buffer.getvalue()
-    stem = folder / f"step-{checkpoint.step:09d}"
-    _write_durably(stem.with_suffix(".npz"), content)
-    _write_durably(stem.with_suffix(".json"), _manifest(checkpoint, content))
-    best = _best_step(folder)
-    for path in _manifests(folder)[:-keep]:
-        if _step_of(path) != best:
-            _remove(path)
+    replace_file(step_file(folder, checkpoint.step, ".npz"), content)
+    replace_file(step_file(folder, checkpoint.step, ".json"), _manifest(checkpoint, content))
+    _remove_old(folder, keep, best=_best_step(folder))
 
 
 def mark_best(folder: Path, step: int, validation_top_1_error: float, keep: int) -> None:
-    """Makes a checkpoint the one that stays, if no other has a lower error.
+    """Marks a checkpoint as the best if it is.
+
+    It is the best if no other has a lower or equal error. The best checkpoint is kept. The one that
+    was the best before may be removed.
 
     Args:
-        folder: Where checkpoints lie.
-        step: Of the checkpoint.
-        validation_top_1_error: What it was measured to have, in percent.
-        keep: How many of the newest checkpoints stay; the best so far may go.
+        folder: Folder of the checkpoints.
+        step: Step of the checkpoint.
+        validation_top_1_error: Its validation error, percent.
+        keep: How many of the newest checkpoints stay.
     """
     best = _best(folder)
     if best is not None and best["validation_top_1_error"] <= validation_top_1_error:
         return
     best = {"step": step, "validation_top_1_error": validation_top_1_error}
-    _write_durably(folder / _BEST, json.dumps(best).encode())
-    for path in _manifests(folder)[:-keep]:
-        if _step_of(path) != step:
-            _remove(path)
+    replace_file(folder / _BEST, json.dumps(best).encode())
+    _remove_old(folder, keep, best=step)
 
 
 def clean(folder: Path, newest_step: int) -> None:
-    """Removes what an interrupted writer left, before the run goes on from a step.
+    """Removes what an interrupted writer left behind.
 
-    A best checkpoint that is damaged, or that the run will come to again, is no longer the best.
+    Call it before a run continues. A best checkpoint that is damaged, or that is newer than
+    `newest_step`, is no longer marked as the best.
+
+    Args:
+        folder: Folder of the checkpoints.
+        newest_step: Step from which the run continues.
     """
-    for path in folder.glob(".*.partial"):
-        path.unlink()
-    for path in folder.glob("step-*.npz"):
+    remove_temporary_files(folder)
+    for path in step_files(folder, ".npz"):
         if not path.with_suffix(".json").exists():
             path.unlink()
     best = _best_step(folder)
@@ -118,16 +128,19 @@ def clean(folder: Path, newest_step: int) -> None:
 
 
 def load_newest_checkpoint(folder: Path) -> Checkpoint | None:
-    """Returns the newest complete checkpoint, or None; says which damaged ones it passed over."""
+    """Returns the newest complete checkpoint, or None.
+
+    It prints the names of damaged checkpoints that it skips.
+    """
     return next(_load_complete(reversed(_manifests(folder))), None)
 
 
 def load_checkpoint(folder: Path, which: Which) -> Checkpoint | None:
-    """Returns the newest or the best complete checkpoint, or None if there is none."""
+    """Returns the newest or the best complete checkpoint, or None."""
     if which == "newest":
         return load_newest_checkpoint(folder)
     best = _best_step(folder)
-    paths = [] if best is None else [folder / f"step-{best:09d}.json"]
+    paths = [] if best is None else [step_file(folder, best, ".json")]
     return next(_load_complete(paths), None)
 
 
@@ -142,18 +155,18 @@ def model_variables(model: keras.Model) -> dict[str, Any]:
 
 
 def state_variables(model: keras.Model) -> dict[str, Any]:
-    """Returns all that a step reads and writes, by name: model and optimizer, not metrics."""
+    """Returns all variables of model and optimizer, by name."""
     return {**model_variables(model), **_by_name("optimizer", model.optimizer.variables)}
 
 
 def step_count_variables(model: keras.Model) -> dict[str, Any]:
-    """Returns the counts of steps that were not applied, by name."""
+    """Returns the counts of skipped steps and overflows, by name."""
     record = model.step_record
     return {"steps/skipped_steps": record.skipped_steps, "steps/overflows": record.overflows}
 
 
 def metric_variables(model: keras.Model) -> dict[str, Any]:
-    """Returns the sums that make up the metrics of the epoch under way, by name."""
+    """Returns the sums of this epoch's metrics, by name."""
     return _by_name("metrics", model.metrics_variables)
 
 
@@ -162,10 +175,10 @@ def assign_arrays(variables: dict[str, Any], arrays: dict[str, np.ndarray]) -> N
 
     Args:
         variables: Keras or TensorFlow variables by name.
-        arrays: Values by name; the names, shapes and dtypes must be the same.
+        arrays: Values by name, with the names, shapes and dtypes of the variables.
 
     Raises:
-        ValueError: a name, shape or dtype differs; nothing was assigned.
+        ValueError: A name, shape or dtype differs. Nothing was assigned.
     """
     expected = {name: (tuple(v.shape), _dtype_name(v)) for name, v in variables.items()}
     received = {name: (a.shape, a.dtype.name) for name, a in arrays.items()}
@@ -186,7 +199,7 @@ def _load_complete(manifest_paths: Iterable[Path]) -> Iterator[Checkpoint]:
         try:
             yield _load(manifest_path)
         except (OSError, ValueError, KeyError) as error:
-            print(f"Checkpoint {manifest_path.stem} is damaged and was passed over: {error}")
+            print(f"Checkpoint {manifest_path.stem} is damaged and was skipped: {error}")
 
 
 def _load(manifest_path: Path) -> Checkpoint:
@@ -223,16 +236,15 @@ def _digest_of(manifest: dict[str, Any]) -> str:
 
 
 def _manifests(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*.json"))
+    return step_files(folder, ".json")
 
 
-def _step_of(manifest_path: Path) -> int:
-    return int(manifest_path.stem.removeprefix("step-"))
-
-
-def _remove(manifest_path: Path) -> None:
-    manifest_path.unlink()
-    manifest_path.with_suffix(".npz").unlink(missing_ok=True)
+def _remove_old(folder: Path, keep: int, best: int | None) -> None:
+    """Removes all checkpoints but the newest ones and the best."""
+    for manifest_path in _manifests(folder)[:-keep]:
+        if step_of(manifest_path) != best:
+            manifest_path.unlink()
+            manifest_path.with_suffix(".npz").unlink(missing_ok=True)
 
 
 def _best(folder: Path) -> dict[str, Any] | None:
@@ -246,24 +258,13 @@ def _best_step(folder: Path) -> int | None:
 
 
 def _by_name(group: str, variables: list[Any]) -> dict[str, Any]:
-    """Names stay distinct by their index where two layers have the same name."""
+    """Names variables by index and path.
+
+    Two layers may have the same name.
+    """
     return {f"{group}/{index:04d}/{v.path}": v for index, v in enumerate(variables)}
 
 
 def _dtype_name(variable: Any) -> str:
     dtype = variable.dtype
     return dtype if isinstance(dtype, str) else dtype.name
-
-
-def _write_durably(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.partial")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -1,7 +1,7 @@
-"""From a `Cluster` to a `tf.distribute.Strategy`, and from a strategy to a worker's input.
+"""Makes a distribution strategy, and divides the data among replicas.
 
-One worker never starts a server: a one-worker `MultiWorkerMirroredStrategy` brings nothing and
-can end in a coordination-service deadline (tensorflow#98217).
+A single worker never starts a server. A `MultiWorkerMirroredStrategy` with one worker has no
+advantage, and may end at a deadline of the coordination service (tensorflow#98217).
 """
 
 from collections.abc import Callable, Sequence
@@ -17,13 +17,13 @@ BYTES_PER_PACK = 25 * 2**20
 
 
 def create_strategy(cluster: Cluster | None = None) -> tf.distribute.Strategy:
-    """Returns the strategy that runs one replica on each device of the cluster.
+    """Returns a strategy with one replica on each device.
 
-    Call it before any TensorFlow operation: a strategy for several workers starts its server and
-    waits for the others.
+    Call it before any TensorFlow operation. With several workers it starts this worker's server
+    and waits for the other workers.
 
     Args:
-        cluster: The workers; None reads TF_CONFIG or SLURM, as `Cluster.from_environment`.
+        cluster: The workers. None reads TF_CONFIG or SLURM, as `Cluster.from_environment` does.
 
     Returns:
         `MultiWorkerMirroredStrategy` for several workers, `MirroredStrategy` for several GPUs in
@@ -54,19 +54,25 @@ def create_strategy(cluster: Cluster | None = None) -> tf.distribute.Strategy:
 
 
 def replicas_per_worker() -> int:
-    """Number of replicas one process runs: the GPUs it sees, or the parts of its CPU."""
+    """Returns the number of replicas of one process.
+
+    That is the number of GPUs it sees or, without GPUs, of the parts of its CPU.
+    """
     (cpu,) = tf.config.list_physical_devices("CPU")
     parts_of_cpu = tf.config.get_logical_device_configuration(cpu) or [cpu]
     return len(tf.config.get_visible_devices("GPU")) or len(parts_of_cpu)
 
 
 def leave_gpus_to_others(num_workers: int) -> int:
-    """Hides from this process all GPUs but the share of one of several equal workers.
+    """Leaves this process the GPUs of one worker only.
 
     Call it before any TensorFlow operation.
 
+    Args:
+        num_workers: Number of workers that divide the GPUs equally.
+
     Returns:
-        Number of GPUs a worker has; 0 if there are fewer GPUs than workers.
+        Number of GPUs of each worker, 0 if there are fewer GPUs than workers.
     """
     gpus = tf.config.list_physical_devices("GPU")
     share = len(gpus) // num_workers
@@ -75,9 +81,10 @@ def leave_gpus_to_others(num_workers: int) -> int:
 
 
 def split_cpu(num_replicas: int) -> None:
-    """Makes one process without GPUs run several replicas, as a process with several GPUs does.
+    """Makes a process without GPUs run several replicas.
 
-    Call it before any TensorFlow operation. It does not make anything faster.
+    Call it before any TensorFlow operation. It simulates a process with several GPUs, and does not
+    make anything faster.
     """
     (cpu,) = tf.config.list_physical_devices("CPU")
     parts = [tf.config.LogicalDeviceConfiguration()] * num_replicas
@@ -85,26 +92,30 @@ def split_cpu(num_replicas: int) -> None:
 
 
 def communication_options() -> tf.distribute.experimental.CommunicationOptions:
-    """Options of the one all-reduce of a step."""
+    """Returns the options of the all-reduce of a step."""
     return tf.distribute.experimental.CommunicationOptions(bytes_per_pack=BYTES_PER_PACK)
 
 
 def make_deterministic(seed: int) -> None:
-    """Makes equal runs bit-identical: same layout, same machine, same weights. Costs speed.
+    """Makes equal runs on the same machine and layout bit-identical.
+
+    It costs speed.
 
     Args:
-        seed: Seed of Python, NumPy and TensorFlow; nothing in a recipe depends on it.
+        seed: Seed of Python, NumPy and TensorFlow. Nothing in a recipe depends on it.
     """
     keras.utils.set_random_seed(seed)
     tf.config.experimental.enable_op_determinism()
 
 
 def values_of_chief(strategy: tf.distribute.Strategy, values: Sequence[float]) -> list[float]:
-    """Returns on every worker what the chief gave; all workers must call it.
+    """Returns the values of the chief on every worker.
+
+    All workers must call it.
 
     Args:
         strategy: The strategy.
-        values: As many on every worker; those of other workers than the chief are ignored.
+        values: As many values on every worker. Only those of the chief count.
     """
 
     def exchange() -> tf.Tensor:
@@ -117,7 +128,10 @@ def values_of_chief(strategy: tf.distribute.Strategy, values: Sequence[float]) -
 
 
 def wait_for_all_workers(strategy: tf.distribute.Strategy) -> None:
-    """Keeps the first worker to finish from breaking the others (tensorflow#58434)."""
+    """Waits for all workers before any of them exits.
+
+    Otherwise the first one to exit could break the others (tensorflow#58434).
+    """
 
     def meet() -> tf.Tensor:
         return tf.distribute.get_replica_context().all_reduce(
@@ -128,7 +142,10 @@ def wait_for_all_workers(strategy: tf.distribute.Strategy) -> None:
 
 
 def is_from_another_worker(error: tf.errors.OpError) -> bool:
-    """Whether an error may be the echo of another worker's end in a collective operation."""
+    """Tells whether another worker may have caused an error.
+
+    Collective operations fail with such errors when another worker ends.
+    """
     kinds = (
         tf.errors.UnavailableError,
         tf.errors.AbortedError,
@@ -143,12 +160,12 @@ def distribute_dataset(
     strategy: tf.distribute.Strategy,
     make_dataset: Callable[[Sequence[int]], tf.data.Dataset],
 ) -> tf.data.Dataset | tf.distribute.DistributedDataset:
-    """Gives each replica its own part of a data set that is divided by us, not by autosharding.
+    """Gives each replica its own shard, without autosharding.
 
     Args:
         strategy: The strategy.
-        make_dataset: Takes the ids of this worker's replicas, in [0, num_replicas_in_sync), and
-            returns a data set whose elements are these replicas' batches in turn.
+        make_dataset: Takes the ids of this worker's replicas, in [0, num_replicas_in_sync). Returns
+            a data set whose elements are the batches of these replicas in turn.
 
     Returns:
         A data set for `fit` or `evaluate`.

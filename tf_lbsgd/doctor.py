@@ -1,4 +1,4 @@
-"""The checks that a run goes through before it starts, one at a time, and nothing else."""
+"""Makes the preflight checks of a run without training."""
 
 import dataclasses
 import importlib.metadata
@@ -19,12 +19,12 @@ from tf_lbsgd.workers.cluster import Cluster
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """What one check found.
+    """Says what a check found.
 
     Attributes:
-        check: Its name.
-        is_ok: Whether a run could start, as far as this check goes.
-        text: What there is, or what is wrong and what to do.
+        check: Name of the check.
+        is_ok: Whether the check passed.
+        text: What was found, or what is wrong and what to do.
     """
 
     check: str
@@ -32,13 +32,13 @@ class Finding:
     text: str
 
 
-class Checkup:
-    """The checks of a run, in the order in which a run makes them.
+class Doctor:
+    """Checks a run as `train` does before its first step.
 
     Args:
         read_recipe: Returns the recipe, or raises ValueError.
         run_dir: The run folder.
-        options: Where and how fast.
+        options: The run options of `train`.
     """
 
     def __init__(
@@ -52,7 +52,10 @@ class Checkup:
         self._prepared: PreparedRun
 
     def findings(self) -> Iterator[Finding]:
-        """Makes the checks; ends after the first that fails, since those after it need it."""
+        """Yields the findings in order, up to the first failure.
+
+        The later checks depend on the earlier ones.
+        """
         checks = {
             "machine": self._check_machine,
             "recipe": self._check_recipe,
@@ -100,7 +103,7 @@ class Checkup:
         )
         plan = self._prepared.plan
         return (
-            f"{plan.num_train_examples:,} images, {plan.recipe.global_batch_size:,} a step on "
+            f"{plan.num_train_examples:,} images, {plan.recipe.global_batch_size:,} per step on "
             f"{plan.num_replicas} replicas, {plan.total_steps:,} steps"
         )
 
@@ -112,4 +115,4 @@ class Checkup:
 
     def _check_other_workers(self) -> str:
         agree_with_other_workers(self._prepared)
-        return "all there, about to do the same" if self._cluster.is_multi_worker else "none"
+        return "all there, and they agree" if self._cluster.is_multi_worker else "none"

@@ -1,4 +1,4 @@
-"""What a run is judged by: the weights of one of its checkpoints, on every validation image."""
+"""Evaluates a checkpoint of a run on every validation image."""
 
 import os
 from typing import Any
@@ -27,14 +27,14 @@ def run_evaluation(
 
     Args:
         run_dir: A run folder made by `run_training`.
-        cluster: The workers that share the images; this process is one of them.
-        options: Where the data are, and which checkpoint, the newest or the best.
+        cluster: The workers that share the images, and which of them this process is.
+        options: Location of the data, and the choice between the newest and the best checkpoint.
 
     Returns:
         step, validation_loss, validation_top_1_error (percent), validation_images.
 
     Raises:
-        ValueError: no run, or no complete checkpoint, in the folder.
+        ValueError: There is no run or no complete checkpoint in the folder.
     """
     options = options or RunOptions()
     run_folder = RunFolder(run_dir)
@@ -64,16 +64,16 @@ def run_evaluation(
 
 
 def checkpoint_to_judge(run_folder: RunFolder, options: RunOptions) -> checkpoints.Checkpoint:
-    """Returns the checkpoint that the options ask for, the newest or the best.
+    """Returns the newest or the best checkpoint, by the options.
 
     Raises:
-        ValueError: there is none, or it is of another recipe.
+        ValueError: There is none, or it is of another recipe.
     """
     checkpoint = checkpoints.load_checkpoint(run_folder.checkpoints, options.checkpoint)
     if checkpoint is None:
         raise ValueError(
             f"No weights. Received: no complete checkpoint ({options.checkpoint}) in "
-            f"{run_folder.checkpoints} Expected: a run that finished at least an epoch."
+            f"{run_folder.checkpoints} Expected: a run that finished at least one epoch."
         )
     checkpoint.check_recipe(run_folder.read_recipe().digest())
     return checkpoint
@@ -82,13 +82,16 @@ def checkpoint_to_judge(run_folder: RunFolder, options: RunOptions) -> checkpoin
 def evaluated_weights(
     model: keras.Model, checkpoint: checkpoints.Checkpoint
 ) -> dict[str, np.ndarray]:
-    """Weights and statistics that a run is judged by, named as by `checkpoints.model_variables`.
+    """Returns the weights and statistics to evaluate a run.
 
-    The weights are the averages where the optimizer kept some (see `callbacks.WeightAveraging`).
+    The weights are averages if the optimizer kept them (see `callbacks.WeightAveraging`).
 
     Args:
         model: A model of the run's recipe, with any weights.
-        checkpoint: Of the run.
+        checkpoint: A checkpoint of the run.
+
+    Returns:
+        Arrays with the names that `checkpoints.model_variables` gives.
     """
     arrays, state = checkpoint.select("model/"), checkpoint.select("optimizer/")
     averages = [state[name] for name in sorted(state) if name.endswith("_average")]

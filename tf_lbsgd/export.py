@@ -1,8 +1,8 @@
-"""From a run to a model that needs nothing of this package: a `.keras` file or a SavedModel.
+"""Exports the model of a run.
 
-What is exported is for inference. It takes images as the input pipeline gives them to `evaluate`
-(evaluation crop, uint8, not normalized: that is the model's first layer) and returns logits. It
-computes in float32 whatever the precision of the run, since the weights always were float32.
+The exported model works without this package, for inference. It takes uint8 images in the
+evaluation crop and returns logits. Its first layer normalizes the images. It computes in float32
+whatever the precision of the run was, since the weights are always float32.
 """
 
 import dataclasses
@@ -29,26 +29,26 @@ def export_run(
     export_format: str,
     options: RunOptions | None = None,
 ) -> dict[str, Any]:
-    """Exports a checkpoint of a run as a stock Keras model.
+    """Exports a checkpoint as a stock Keras model.
 
-    The weights are those that `run_evaluation` takes: the averages, where the run kept some.
-    `output` appears whole or not at all.
+    The weights are those that `run_evaluation` uses, which are averages if the run kept them. No
+    one sees half of `output`.
 
     Args:
         run_dir: A run folder made by `run_training`.
         output: The file or folder to make, which must not exist.
-        export_format: "keras", a file that `keras.saving.load_model` opens where this package is
-            not installed; or "saved_model", a folder whose signature "serving_default" takes
+        export_format: "keras" makes a file that `keras.saving.load_model` opens where this package
+            is not installed. "saved_model" makes a folder whose signature "serving_default" takes
             `images` and returns a dict of `logits`.
-        options: Where the data are: the shape of the images is the data set's; and which
-            checkpoint, the newest or the best.
+        options: Location of the data, which gives the shape of the images, and the choice between
+            the newest and the best checkpoint.
 
     Returns:
         step (of the checkpoint), image_shape (height, width, channels), num_classes.
 
     Raises:
-        ValueError: no run, no complete checkpoint, an unknown format, or an output that exists,
-            cannot be made, or does not end as the format wants; nothing was written.
+        ValueError: There is no run or no complete checkpoint, or the format is unknown. Or the
+            output exists, cannot be made, or has the wrong suffix. Nothing was written.
     """
     run_folder, output = RunFolder(run_dir), Path(output)
     recipe = run_folder.read_recipe()
@@ -76,10 +76,10 @@ def export_run(
 
 
 def stock_model(model: keras.Model) -> keras.Model:
-    """Returns the same functional model, of Keras' own layers only, with new weights.
+    """Returns the same model with stock layers and new weights.
 
-    Our batch normalization has the config, variables and inference of the stock layer: it differs
-    in the kernel, and in training.
+    Our batch normalization has the config, variables and inference of the stock layer. It differs
+    only in the kernel and in training.
     """
 
     def stock_layer(layer: keras.layers.Layer) -> keras.layers.Layer:
@@ -95,7 +95,10 @@ def _write_keras(model: keras.Model, path: Path) -> None:
 
 
 def _write_saved_model(model: keras.Model, path: Path) -> None:
-    """`model.export` does the same, but calls the logits "output_0"."""
+    """Writes a SavedModel as `model.export` does, with a named output.
+
+    `model.export` would call the logits "output_0".
+    """
     archive = keras.export.ExportArchive()
     archive.track(model)
     archive.add_endpoint(
@@ -125,17 +128,17 @@ def _check_output(output: Path, export_format: str) -> None:
     if os.path.lexists(output):
         raise ValueError(
             f"Nothing is overwritten. Received: output={output}, which exists. "
-            "Expected: a path where nothing is yet."
+            "Expected: a path that does not exist yet."
         )
     if (output.suffix == ".keras") != (export_format == "keras"):
         expected = "ending in" if export_format == "keras" else "not ending in"
         raise ValueError(
-            f"Keras tells its files by their names. Received: output={output} for "
+            f"Keras recognizes its files by their suffix. Received: output={output} for "
             f"format={export_format}. Expected: a path {expected} .keras."
         )
     existing = next(folder for folder in output.absolute().parents if folder.exists())
     if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
         raise ValueError(
-            f"Nothing can be written there. Received: output={output}, where {existing} is a file "
+            f"The output cannot be written. Received: output={output}, where {existing} is a file "
             "or not writable. Expected: a path in a folder, or where folders can be made."
         )

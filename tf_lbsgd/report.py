@@ -1,8 +1,8 @@
-"""From runs to a page: error and loss curves, the rate, and a table of mean and deviation.
+"""Makes a page of curves and a table from runs.
 
-Runs whose recipes differ in nothing but the seed are repetitions of one *cell* of the table, as in
-the paper's tables (section 5.1: mean and standard deviation over runs, each run's error being the
-median of its last five epochs).
+Runs whose recipes differ only in the seed are repetitions of one *cell* of the table, as in the
+paper's tables. A cell shows the mean and standard deviation over its runs. The error of a run is
+the median of its last five epochs (section 5.1).
 """
 
 import base64
@@ -22,6 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from tf_lbsgd.run.files import replace_file
 from tf_lbsgd.run.folder import RunFolder, reported_error
 
 _FIGURE_INCHES = (8.5, 4.2)  # without the legend
@@ -32,11 +33,12 @@ _DOTS_PER_INCH = 120
 
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
-    """What is worth keeping of a run, small enough for a repository.
+    """Summarizes a run, small enough for a repository.
 
     Attributes:
-        recipe: Fields of `tf_lbsgd.Recipe`, as JSON; a plain dict, so that records outlive fields.
-        metrics: One object an epoch, at least one, as in `metrics.jsonl`.
+        recipe: Fields of `tf_lbsgd.Recipe` as JSON values. It is a plain dict, so that records
+            can be read when a field no longer exists.
+        metrics: One object per epoch, at least one, as in `metrics.jsonl`.
         made_by: Commit, versions and machine, where known.
     """
 
@@ -46,22 +48,22 @@ class RunRecord:
 
     @property
     def error(self) -> float:
-        """Validation top-1 error, percent: the median of the last five epochs."""
+        """Returns the median validation error of the last epochs, percent."""
         return reported_error(self.metrics)
 
     @property
     def images_per_second(self) -> float:
-        """Median over the epochs."""
+        """Returns the median speed over the epochs."""
         return statistics.median(m["images_per_second"] for m in self.metrics)
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """Repetitions of one recipe with several seeds.
+    """Groups the repetitions of one recipe with several seeds.
 
     Attributes:
-        label: What sets its recipe apart from those of the other cells.
-        runs: At least one.
+        label: The fields in which its recipe differs from those of other cells.
+        runs: The repetitions, at least one.
     """
 
     label: str
@@ -69,29 +71,35 @@ class Cell:
 
     @property
     def error_mean(self) -> float:
-        """Mean validation top-1 error, percent."""
+        """Returns the mean validation top-1 error, percent."""
         return statistics.mean(run.error for run in self.runs)
 
     @property
     def error_std(self) -> float | None:
-        """Sample standard deviation of the error, percent; None of a single run."""
+        """Returns the sample standard deviation of the error, percent.
+
+        It is None for a single run.
+        """
         return statistics.stdev(run.error for run in self.runs) if len(self.runs) > 1 else None
 
     @property
     def error_text(self) -> str:
-        """Mean and deviation as the paper writes them."""
+        """Returns mean and deviation as the paper writes them."""
         spread = "" if self.error_std is None else f" ± {self.error_std:.2f}"
         return f"{self.error_mean:.2f}{spread}"
 
     @property
     def peak_learning_rate(self) -> float:
-        """The rate at the end of the warmup."""
+        """Returns the learning rate at the end of the warmup."""
         recipe = self.runs[0].recipe
         scale = recipe["global_batch_size"] / recipe["reference_batch_size"]
         return recipe["base_learning_rate"] * scale
 
     def noise_scales(self) -> dict[int, list[float]]:
-        """Gradient noise scales, images, by epoch; without epochs and runs that could not tell."""
+        """Returns the gradient noise scales by epoch, in images.
+
+        Epochs and runs without a finite scale are left out.
+        """
         by_epoch = collections.defaultdict(list)
         for run in self.runs:
             for epoch_metrics in run.metrics:
@@ -100,7 +108,7 @@ class Cell:
         return dict(sorted(by_epoch.items()))
 
     def series(self, metric: str) -> tuple[list[int], list[float], list[float]]:
-        """Returns epochs, and mean and deviation of a metric over the runs at each of them."""
+        """Returns epochs, and a metric's mean and deviation at each."""
         by_epoch = collections.defaultdict(list)
         for run in self.runs:
             for epoch_metrics in run.metrics:
@@ -111,10 +119,12 @@ class Cell:
 
 
 def read_record(path: str | os.PathLike[str]) -> RunRecord:
-    """Reads a run folder, complete or under way, or a file that `write_record` made.
+    """Reads a run folder, or a file that `write_record` made.
+
+    The run need not be complete.
 
     Raises:
-        ValueError: there is no run, or no epoch was recorded yet.
+        ValueError: There is no run, or no epoch was recorded yet.
     """
     path = Path(path)
     if path.is_file():
@@ -124,26 +134,26 @@ def read_record(path: str | os.PathLike[str]) -> RunRecord:
     if not metrics:
         raise ValueError(
             f"Nothing to report yet. Received: no epoch in {path}/metrics.jsonl "
-            "Expected: a run that finished at least an epoch."
+            "Expected: a run that finished at least one epoch."
         )
     return RunRecord(recipe, metrics)
 
 
 def write_record(record: RunRecord, path: Path) -> None:
-    """Writes a run as one JSON file, one epoch a line."""
+    """Writes a run as JSON, one line per epoch."""
     fields = dataclasses.asdict(record)
     epochs = ",\n  ".join(json.dumps(epoch_metrics) for epoch_metrics in fields.pop("metrics"))
     others = ",\n".join(f" {json.dumps(name)}: {json.dumps(v)}" for name, v in fields.items())
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(f'{{\n{others},\n "metrics": [\n  {epochs}\n ]\n}}\n')
-    os.replace(temporary, path)
+    text = f'{{\n{others},\n "metrics": [\n  {epochs}\n ]\n}}\n'
+    replace_file(path, text.encode())
 
 
 def group_into_cells(records: Iterable[RunRecord]) -> list[Cell]:
-    """Groups runs by recipe without the seed, in the order in which they first appear.
+    """Groups runs by recipe without the seed.
 
-    A cell's label names the fields in which the recipes differ.
+    The cells are in the order of their first runs. A label names the fields in which the recipes
+    differ.
     """
     groups: dict[str, list[RunRecord]] = collections.defaultdict(list)
     for record in records:
@@ -162,7 +172,7 @@ def group_into_cells(records: Iterable[RunRecord]) -> list[Cell]:
 
 
 def table_rows(cells: Sequence[Cell]) -> Sequence[tuple[str, ...]]:
-    """Returns a head and a row a cell."""
+    """Returns the table's head and a row per cell."""
     head = ("recipe", "runs", "error %", "peak rate", "epochs", "updates", "images/s")
     rows = [head]
     for cell in cells:
@@ -179,14 +189,14 @@ def table_rows(cells: Sequence[Cell]) -> Sequence[tuple[str, ...]]:
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """Returns rows, the first of which is the head, as a Markdown table."""
+    """Returns a Markdown table of a head and rows."""
     head, *body = rows
     lines = [head, ["---"] * len(head), *body]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def error_curves(cells: Sequence[Cell]) -> Figure:
-    """Draws validation (solid) and training (dotted) error; the band is one deviation."""
+    """Draws validation error (solid, with deviation) and training error (dotted)."""
     figure, axes = _new_figure("epoch", "top-1 error, %")
     for index, cell in enumerate(cells):
         _draw_band(axes, cell, "validation_top_1_error", index)
@@ -198,7 +208,7 @@ def error_curves(cells: Sequence[Cell]) -> Figure:
 
 
 def loss_curves(cells: Sequence[Cell]) -> Figure:
-    """Draws the training loss; the band is one deviation."""
+    """Draws the training loss with a band of one deviation."""
     figure, axes = _new_figure("epoch", "training loss")
     for index, cell in enumerate(cells):
         _draw_band(axes, cell, "train_loss", index)
@@ -207,7 +217,7 @@ def loss_curves(cells: Sequence[Cell]) -> Figure:
 
 
 def rate_curves(cells: Sequence[Cell]) -> Figure:
-    """Draws the rate of the last step of each epoch."""
+    """Draws the learning rate at the end of each epoch."""
     figure, axes = _new_figure("epoch", "learning rate")
     for cell in cells:
         epochs, means, _ = cell.series("learning_rate")
@@ -218,7 +228,7 @@ def rate_curves(cells: Sequence[Cell]) -> Figure:
 
 
 def noise_scale_curves(cells: Sequence[Cell]) -> Figure:
-    """Draws the gradient noise scale (median over runs) and kn (dotted): which is larger?"""
+    """Draws the median gradient noise scale and kn (dotted)."""
     figure, axes = _new_figure("epoch", "gradient noise scale, images")
     for index, cell in enumerate(cells):
         by_epoch = cell.noise_scales()
@@ -231,7 +241,7 @@ def noise_scale_curves(cells: Sequence[Cell]) -> Figure:
 
 
 def use_log_scale(axes: Axes) -> None:
-    """Scales errors so that 8 and 9 % can be told apart in a figure that begins at 90 %."""
+    """Uses a log scale, so that small errors differ visibly."""
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
     axes.yaxis.set_minor_locator(NullLocator())
@@ -239,10 +249,10 @@ def use_log_scale(axes: Axes) -> None:
 
 
 def write_report(cells: Sequence[Cell], output: Path, title: str) -> Path:
-    """Writes the figures as PNG, and index.html, which holds them itself.
+    """Writes the figures, and a page that includes them.
 
     Returns:
-        The path of the page.
+        The path of the page, index.html.
     """
     output.mkdir(parents=True, exist_ok=True)
     figures = {
@@ -270,7 +280,7 @@ def write_report(cells: Sequence[Cell], output: Path, title: str) -> Path:
 
 
 def png_bytes(figure: Figure) -> bytes:
-    """Returns a figure as a PNG that depends on the figure alone, not on when it was made."""
+    """Returns a figure as a reproducible PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=_DOTS_PER_INCH, metadata={"Software": None})
     return buffer.getvalue()
@@ -295,7 +305,10 @@ def _draw_band(axes: Axes, cell: Cell, metric: str, index: int) -> None:
 
 
 def _add_legend(figure: Figure, cells: Sequence[Cell], title: str | None = None) -> None:
-    """Adds a legend below the curves, and its height: long names leave them their width."""
+    """Adds a legend below the curves.
+
+    The figure grows by its height.
+    """
     longest = max(len(cell.label) for cell in cells) + 6  # its line and a gap
     columns = min(len(cells), max(1, _LEGEND_CHARACTERS // longest))
     lines = math.ceil(len(cells) / columns) + (2 if title else 1)  # a frame takes one

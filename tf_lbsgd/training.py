@@ -37,8 +37,9 @@ from tf_lbsgd.run.plan import Plan
 from tf_lbsgd.run.recipe import Recipe
 from tf_lbsgd.step.audit import AuditedModel, AuditLog
 from tf_lbsgd.step.trainer import DataParallelModel
-from tf_lbsgd.workers.stops import PreemptionNotice, RunStoppedError
-from tf_lbsgd.workers.watchdog import Watchdog, WorkerLostError
+from tf_lbsgd.workers.exits import RunStoppedError, WorkerLostError
+from tf_lbsgd.workers.preemption import PreemptionNotice
+from tf_lbsgd.workers.watchdog import Watchdog
 
 _NAMED_IMAGES = 5
 

@@ -208,11 +208,12 @@ _HEADER = (
 
 _PREAMBLE = f"""# Any number of workers computes the same
 
-Relative differences (L2 norm) from the run on one worker, after the first step and after {_STEPS}.
-A difference no larger than that of the run whose initial weights are one ulp off is rounding.
-"2 threads a kernel" is no other layout: it shows what another summation order inside a kernel does,
-already in the first step.
-Made by `python tools/equivalence.py --output=docs/equivalence.md`, which says what was run.
+The table shows relative differences (L2 norm) from the run on one worker, after the first step
+and after {_STEPS}. A difference is rounding if it is no larger than that of the run whose
+initial weights are one ulp off. The row "2 threads a kernel" has the layout of the baseline. It
+shows how much another summation order inside a kernel changes, even in the first step. The
+table was made by `python tools/equivalence.py --output=docs/equivalence.md`. That file
+describes the runs.
 
 """
 

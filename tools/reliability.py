@@ -71,11 +71,12 @@ def main(_: list[str]) -> None:
 
 _PREAMBLE = """# What a run survives
 
-Made by `python tools/reliability.py --num_workers=2,4 --output=docs/reliability.md`, which says
-what each row does, on {cores} CPU cores. Workers are processes of one thread each, which train a
-resnet8 on synthetic images for 78 steps. "Left over" are processes and listening ports after the
-experiment (figure 9). Figure 12 with more workers than cores is a test whose workers wait, as for
-an accelerator: one that is stopped would find a free core afterwards and make up for it.
+The table was made on {cores} CPU cores by
+`python tools/reliability.py --num_workers=2,4 --output=docs/reliability.md`. That file describes
+the experiment of each row. The workers are processes with one thread each, which train a resnet8
+on synthetic images for 78 steps. "Left over" counts processes and listening ports after the
+experiment (figure 9). With more workers than cores, figure 12 is a test whose workers wait, as for
+an accelerator. A real worker that was stopped would find a free core afterwards and catch up.
 
 """
 

@@ -8,7 +8,7 @@ import pytest
 
 import tf_lbsgd as lbsgd
 from tf_lbsgd.callbacks import NonFinitePolicy
-from tf_lbsgd.workers.stops import NonFiniteError
+from tf_lbsgd.workers.exits import NonFiniteError
 
 IMAGES, LABELS = np.ones((8, 3), "float32"), np.zeros(8, "int32")
 BAD = np.full_like(IMAGES, np.nan)

@@ -126,5 +126,5 @@ def test_doctor_finds_the_same_and_shows_what_is_well(addresses, tmp_path):
     checks = [line.split("  ")[0:2] for line in done.stdout.splitlines()]
     assert len(checks) == 7
     assert {outcome for outcome, *_ in checks} == {"ok"}
-    assert "other workers      all there, about to do the same" in done.stdout
+    assert "other workers      all there, and they agree" in done.stdout
     assert_nothing_was_trained(tmp_path / "run")

@@ -19,7 +19,7 @@ from worker_processes import binary_command, environment, start, wait_until
 from tf_lbsgd.run.folder import RunFolder
 from tf_lbsgd.workers import launcher
 from tf_lbsgd.workers.exits import FAILED, PREEMPTED
-from tf_lbsgd.workers.stops import PreemptionNotice
+from tf_lbsgd.workers.preemption import PreemptionNotice
 
 # k = 4 micro-batches a step. Enough steps that a run is still going when its first epoch is
 # recorded, and all that a resume could lose: batch norm, momentum, a schedule, augmentation.

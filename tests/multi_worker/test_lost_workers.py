@@ -36,7 +36,7 @@ def test_a_worker_that_is_gone_is_named_by_the_other(number, deadline_secs, tmp_
         print(f"seconds to the end of the survivor: {time.monotonic() - sent:.1f}")
         assert time.monotonic() - sent < deadline_secs
         assert re.search(
-            r"WorkerLostError: worker 1 \(localhost:\d+\) stopped answering after step \d+, while ",
+            r"WorkerLostError: Worker 1 \(localhost:\d+\) stopped answering after step \d+, while ",
             workers.output(0),
         ), workers.output(0)
 
@@ -45,7 +45,7 @@ def test_a_worker_whose_data_hang_is_named_and_all_end(tmp_path):
     stuck = {"worker": 1, "first_step": 8, "seconds": 1e6, "step_timeout_secs": 3.0}
     with program_workers("slow_data", tmp_path / "run", 2, **stuck) as workers:
         assert workers.wait(150.0) == [FAILED, FAILED]
-        named = r"Nothing happened for \d+ s .* Stuck: worker 1 \(localhost:\d+\) after step \d+, "
+        named = r"No progress for \d+ s .* Stuck: Worker 1 \(localhost:\d+\) after step \d+, "
         found = [re.search(named + "training, waiting for data", workers.output(i)) for i in (0, 1)]
         assert any(found), workers.output(0) + workers.output(1)
         assert "Thread 0x" in workers.output(1)  # where it hangs

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tf_lbsgd.workers.cluster import Cluster, ClusterError, expand_node_list
+from tf_lbsgd.workers.cluster import Cluster, ClusterError, expand_node_list, split_address
 
 TWO = ["a:1", "b:2"]
 
@@ -291,3 +291,23 @@ def test_a_range_expands_to_its_numbers_at_its_width(first, length, width):
     text = f"n[{first:0{width}d}-{first + length:0{width}d}]"
     expected = tuple(f"n{number:0{width}d}" for number in range(first, first + length + 1))
     assert expand_node_list(text) == expected
+
+
+# ----------------------------------------------------------------------------- addresses and names
+
+
+@pytest.mark.parametrize(
+    ("address", "host_and_port"),
+    [
+        ("node-1:12345", ("node-1", 12345)),
+        ("10.0.0.1:1", ("10.0.0.1", 1)),
+        ("[fe80::1]:65535", ("fe80::1", 65535)),
+    ],
+)
+def test_an_address_is_split_into_host_and_port(address, host_and_port):
+    assert split_address(address) == host_and_port
+
+
+def test_a_worker_is_named_with_its_address():
+    assert Cluster(("a:1", "[::1]:2")).name_of(1) == "Worker 1 ([::1]:2)"
+    assert Cluster().name_of(0) == "Worker 0"

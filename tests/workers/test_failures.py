@@ -26,8 +26,8 @@ tensorflow.python.framework.errors_impl.InternalError: Graph execution error:
 The above exception was the direct cause of the following exception:
 
 Traceback (most recent call last):
-tf_lbsgd.workers.watchdog.WorkerLostError: worker 1 (b:2) stopped answering after step 7.
-Failed: WorkerLostError: worker 1 (b:2) stopped answering (the log has all of it)
+tf_lbsgd.workers.exits.WorkerLostError: Worker 1 (b:2) stopped answering after step 7.
+Failed: WorkerLostError: Worker 1 (b:2) stopped answering (the log has all of it)
 """
 REFUSED = """Traceback (most recent call last):
 tf_lbsgd.workers.meeting.MeetingError: Worker 1 differs

@@ -195,7 +195,7 @@ def test_another_worker_under_the_address_is_found(addresses, tmp_path, monkeypa
         meeting, "_open_port", lambda cluster: open_port(Cluster(swapped, cluster.task_index))
     )
     outcomes = meet(*parts)
-    assert f"Under the address of Worker 1 ({addresses[1]}) another worker answers." in outcomes[0]
+    assert f"At the address of Worker 1 ({addresses[1]}) another worker answers." in outcomes[0]
     assert outcomes == [outcomes[0]] * 3
 
 

@@ -10,7 +10,7 @@ import pytest
 # Imports come first: an ordinary user may not be allowed to read this Python's files.
 PROGRAM = """
 import ctypes, os, socket, sys
-from tf_lbsgd import network_namespace
+from tf_lbsgd.workers import network_namespace
 port, user = int(sys.argv[1]), int(sys.argv[2])
 socket.create_connection(("127.0.0.1", port), 5).close()
 if user != os.geteuid():
@@ -62,11 +62,11 @@ def test_inside_only_itself_is_reached_and_outside_it_is_not(user):
 
 def test_where_it_is_not_allowed_a_warning_says_so():
     program = (
-        "from tf_lbsgd import network_namespace as n\n"
+        "from tf_lbsgd.workers import network_namespace as n\n"
         "def refuse(_): raise PermissionError(1, 'Operation not permitted')\n"
         "n._unshare = refuse\nn.try_to_isolate()\nprint('goes on')"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout == "goes on\n"
-    assert done.stderr.startswith("Warning: the workers' ports, without a password, are open")
+    assert done.stderr.startswith("Warning: the workers' ports are open to the network")
     assert "Operation not permitted" in done.stderr

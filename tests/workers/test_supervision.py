@@ -11,7 +11,7 @@ from tf_lbsgd.run.folder import RunFolder
 from tf_lbsgd.workers import supervision
 from tf_lbsgd.workers.exits import MISCONFIGURED, PREEMPTED
 from tf_lbsgd.workers.launcher import LocalWorkers, WorkerFailedError
-from tf_lbsgd.workers.stops import PreemptionNotice
+from tf_lbsgd.workers.preemption import PreemptionNotice
 
 # What a script starts with: which worker it is, which attempt, and how to write a checkpoint.
 PRELUDE = """

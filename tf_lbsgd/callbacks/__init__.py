@@ -1,4 +1,7 @@
-"""Keras callbacks of a run, one a file; all read the same `TrainingPosition`."""
+"""Holds the Keras callbacks of a run, one per file.
+
+All of them read the same `TrainingPosition`.
+"""
 
 from tf_lbsgd.callbacks.activity import Activity
 from tf_lbsgd.callbacks.checkpoint_writer import CheckpointWriter, MetricsRestorer

@@ -10,11 +10,13 @@ from tf_lbsgd.workers.watchdog import Watchdog
 
 
 class Activity(keras.callbacks.Callback):
-    """Notes the begin and end of every step and evaluation step; comes second, on every worker.
+    """Tells the watchdog when a step begins and ends.
+
+    Evaluation steps count too. Every worker needs this callback, directly after `TrainingPosition`.
 
     Args:
-        watchdog: Whom to tell.
-        position: Where in the run we are.
+        watchdog: The watchdog of this worker.
+        position: Current position in the run.
     """
 
     def __init__(self, watchdog: Watchdog, position: TrainingPosition) -> None:
@@ -24,17 +26,20 @@ class Activity(keras.callbacks.Callback):
         self._is_first_step = self._is_first_evaluation_step = True
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """The first step of each call of `fit` is compiled."""
+        """Allows for compilation in the first step of each `fit`."""
         self._is_first_step = True
         self._watchdog.note("starting", self._position.step, is_first=True)
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """A step begins."""
+        """Notes that a step begins."""
         self._note("training", self._is_first_step)
         self._is_first_step = False
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """What follows is the other callbacks'; at the end of an epoch, opening the data too."""
+        """Notes that the other callbacks follow.
+
+        At the end of an epoch the data is opened again too, which takes longer.
+        """
         self._watchdog.note(
             "recording, saving or between steps",
             self._position.step,
@@ -42,12 +47,12 @@ class Activity(keras.callbacks.Callback):
         )
 
     def on_test_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """A step of an evaluation begins."""
+        """Notes that a step of an evaluation begins."""
         self._note("evaluating", self._is_first_evaluation_step)
         self._is_first_evaluation_step = False
 
     def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """What follows is the other callbacks' and Keras'."""
+        """Notes that the other callbacks and Keras follow."""
         self._watchdog.note("evaluating, between steps", self._position.step, is_first=True)
 
     def _note(self, activity: str, is_first: bool) -> None:

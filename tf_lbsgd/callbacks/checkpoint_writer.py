@@ -1,4 +1,4 @@
-"""Saves the state of a run, and gives an interrupted epoch its metrics back."""
+"""Saves the state of a run in checkpoints."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,22 +11,23 @@ from tf_lbsgd.callbacks.training_position import TrainingPosition
 
 
 class CheckpointWriter(keras.callbacks.Callback):
-    """Saves all variables after the last step of each epoch, every so many steps, and on request.
+    """Saves all variables, after each epoch and at regular steps.
 
-    The end of an epoch is saved before the epoch is evaluated, so an evaluation that is
-    interrupted costs no step; a resumed run evaluates again. Comes after `MetricsRecorder`.
+    It also saves before a preempted run ends. The end of an epoch is saved before the evaluation,
+    so an interrupted evaluation costs no step. A resumed run evaluates again. This callback must
+    come after `MetricsRecorder`.
 
-    Steps wait while a checkpoint is written: a ResNet-50 (205 MB) took 0.5 to 0.9 s on a local
-    disk. At a checkpoint every 100 steps of 0.2 s that is below 5 % of the time, so nothing is
+    Steps wait while a checkpoint is written. A ResNet-50 (205 MB) took 0.5 to 0.9 s on a local
+    disk. With a checkpoint every 100 steps of 0.2 s that is below 5 % of the time, so nothing is
     written in the background.
 
     Args:
-        folder: Where checkpoints lie.
-        position: Where in the run we are.
-        every_steps: Also save when the step is a multiple of this; None: at ends of epochs only.
+        folder: Folder of the checkpoints.
+        position: Current position in the run.
+        every_steps: Interval between checkpoints, steps. None means at the end of epochs only.
         keep: How many of the newest checkpoints stay.
-        recipe_digest: Kept in each checkpoint.
-        epoch_so_far: Returns what to keep about the epoch under way, JSON values.
+        recipe_digest: Digest of the recipe, stored in each checkpoint.
+        epoch_so_far: Returns what to store about the unfinished epoch, as JSON values.
     """
 
     def __init__(
@@ -48,14 +49,17 @@ class CheckpointWriter(keras.callbacks.Callback):
         self._epoch_so_far = epoch_so_far
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Saves if this step is the last of an epoch, is due, or is the last of all."""
+        """Saves if the step is due or the last one.
+
+        The last step is that of an epoch or of a preempted run.
+        """
         is_due = self._every_steps and self._position.step % self._every_steps == 0
         is_end_of_epoch = self._position.step_in_epoch == 0
         if is_due or is_end_of_epoch or self.model.step_record.report().stop_requested.any():
             self._save()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
-        """Remembers the checkpoint of lowest validation error."""
+        """Keeps track of the checkpoint with the lowest validation error."""
         error = 100 * (1 - logs["val_top_1_accuracy"])
         checkpoints.mark_best(self._folder, self._position.step, error, self._keep)
 
@@ -78,13 +82,13 @@ class CheckpointWriter(keras.callbacks.Callback):
 
 
 class MetricsRestorer(keras.callbacks.Callback):
-    """Gives the metrics of an epoch that was interrupted half-way their sums back.
+    """Restores the metrics of an epoch that was interrupted.
 
-    Keras resets metrics at the start of every epoch, also of one that is entered in the middle.
-    Every worker must have this callback.
+    Keras resets the metrics whenever an epoch starts, even one that resumes in the middle. Every
+    worker needs this callback.
 
     Args:
-        sums: Metric variables by name; empty: there is nothing to give back.
+        sums: Metric variables by name. Empty if there is nothing to restore.
     """
 
     def __init__(self, sums: dict[str, Any]) -> None:
@@ -92,7 +96,7 @@ class MetricsRestorer(keras.callbacks.Callback):
         self._sums = sums
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Sets the sums, in the first epoch only."""
+        """Restores the sums, in the first epoch only."""
         if self._sums:
             checkpoints.assign_arrays(checkpoints.metric_variables(self.model), self._sums)
         self._sums = {}

@@ -1,4 +1,7 @@
-"""Tells how large a minibatch the gradients bear."""
+"""Measures the gradient noise scale of each epoch.
+
+It says how large a minibatch is useful.
+"""
 
 from typing import Any
 
@@ -9,18 +12,21 @@ from tf_lbsgd.step import gradient_noise
 
 
 class GradientNoiseScale(keras.callbacks.Callback):
-    """Adds `gradient_noise_scale` of each epoch, in samples, to its logs; see `gradient_noise`.
+    """Adds `gradient_noise_scale` to the logs of each epoch, in samples.
 
-    For any model of ours, in a program's own `fit` too; later callbacks and the history see it.
-    NaN if the global minibatch is a single micro-batch, which tells nothing: compile with
-    `micro_batch_size`. Infinity if no gradient stood out from its noise.
+    See `gradient_noise` for the definition. It works with every `MultiWorkerTrainer`, also in the
+    `fit` of your own program. Later callbacks and the history see the value.
+
+    The value is NaN if the global minibatch is a single micro-batch, since that cannot be
+    measured. Compile the model with `micro_batch_size` then. The value is infinite if noise hides
+    the gradient.
 
     Args:
-        position: Where in the run we are; None: every epoch is run from its beginning.
-        epoch_so_far: `epoch_so_far()` of an epoch that was interrupted.
+        position: Current position in the run. None if epochs never resume in the middle.
+        epoch_so_far: Result of `epoch_so_far()` for an epoch that was interrupted.
 
     Raises:
-        ValueError: from `fit`, of a model that is not a `MultiWorkerTrainer`.
+        ValueError: The model of `fit` is not a `MultiWorkerTrainer`.
     """
 
     def __init__(
@@ -36,31 +42,31 @@ class GradientNoiseScale(keras.callbacks.Callback):
         self._variance, self._squared_gradient = variance, squared_gradient
 
     def epoch_so_far(self) -> dict[str, float]:
-        """Returns what a checkpoint keeps, for a run that is resumed in this epoch."""
+        """Returns what a run that resumes in this epoch needs."""
         return {"variance": self._variance, "squared_gradient": self._squared_gradient}
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Refuses models that do not measure."""
+        """Refuses a model that cannot measure the noise."""
         if not hasattr(self.model, "step_record"):
             raise ValueError(
-                "Only a model that takes micro-batches can tell its gradient noise. Received: "
+                "Only a model with micro-batches can measure its gradient noise. Received: "
                 f"{type(self.model).__name__}. Expected: a DataParallelModel, or a model with the "
                 "mixin MultiWorkerTrainer."
             )
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Begins anew, unless the epoch is entered in its middle."""
+        """Resets the sums, unless the epoch resumes in the middle."""
         if self._position is None or self._position.step_in_epoch == 0:
             self._begin()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Adds the step's noise and signal."""
+        """Adds the noise and the signal of the step."""
         record = self.model.step_record
         self._variance += float(record.gradient_variance.numpy())
         self._squared_gradient += float(record.squared_gradient.numpy())
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Adds the epoch's noise scale to its logs."""
+        """Adds the noise scale of the epoch to its logs."""
         if logs is not None:
             logs["gradient_noise_scale"] = gradient_noise.noise_scale(
                 self._variance, self._squared_gradient

@@ -1,4 +1,4 @@
-"""Writes `metrics.jsonl` and prints a row of a table for each epoch."""
+"""Writes `metrics.jsonl`, and prints a table row for each epoch."""
 
 import math
 import time
@@ -24,13 +24,15 @@ _COLUMNS = (
 
 
 class MetricsRecorder(keras.callbacks.Callback):
-    """Records the global metrics of each epoch; errors in percent, times in seconds.
+    """Records the global metrics of each epoch.
+
+    Errors are in percent and times in seconds.
 
     Args:
-        run_folder: Where `metrics.jsonl` lies.
-        position: Where in the run we are.
-        stragglers: Who is slow; None: there is one worker.
-        epoch_so_far: `epoch_so_far()` of an epoch that was interrupted.
+        run_folder: Folder of `metrics.jsonl`.
+        position: Current position in the run.
+        stragglers: Finds the slowest worker. None if there is one worker.
+        epoch_so_far: Result of `epoch_so_far()` for an epoch that was interrupted.
     """
 
     def __init__(
@@ -57,11 +59,11 @@ class MetricsRecorder(keras.callbacks.Callback):
         self._images_per_second = images_per_second
         self._learning_rate = learning_rate
         self._step_ends: list[float] = []
-        # Now: at the end of the epoch the position is in the next one, where kn may be another.
+        # Read now: at the end of the epoch the position is in the next one, whose kn may differ.
         self._global_batch_size = self._position.phase.global_batch_size
 
     def epoch_so_far(self) -> dict[str, Any]:
-        """Returns what a checkpoint keeps, for a run that is resumed in this epoch."""
+        """Returns what a run that resumes in this epoch needs."""
         return {
             "seconds": time.monotonic() - self._epoch_start,
             "images_per_second": self._images_per_second,
@@ -69,22 +71,22 @@ class MetricsRecorder(keras.callbacks.Callback):
         }
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Prints the head of the table, at the first of the run's calls of `fit`."""
+        """Prints the head of the table at the first `fit`."""
         if not self._has_head:
             self._print(" ".join(f"{title:>{width}}" for title, _, width in _COLUMNS))
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Starts the clock, unless the epoch is entered in its middle."""
+        """Starts the clock, unless the epoch resumes in the middle."""
         if self._position.step_in_epoch == 0:
             self._begin()
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Remembers the rate that the coming step will use."""
+        """Remembers the learning rate of the coming step."""
         if self._position.step_in_epoch == self._position.steps_per_epoch - 1:
             self._learning_rate = float(self.model.optimizer.learning_rate)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any]) -> None:
-        """Measures the speed, without the first step, which waits for compilation."""
+        """Measures the speed without the first step, which is compiled."""
         self._step_ends.append(time.monotonic())
         first, last = self._step_ends[0], self._step_ends[-1]
         if len(self._step_ends) > 1:

@@ -1,4 +1,4 @@
-"""What to do when a loss or gradient is not finite: stop, or skip the step and go on."""
+"""Stops the run, or skips the step, at non-finite values."""
 
 from typing import Any, Literal
 
@@ -6,23 +6,23 @@ import keras
 import numpy as np
 
 from tf_lbsgd.callbacks.training_position import TrainingPosition
-from tf_lbsgd.workers.stops import NonFiniteError
+from tf_lbsgd.workers.exits import NonFiniteError
 
 
 class NonFinitePolicy(keras.callbacks.Callback):
-    """Ends the run at a step whose gradient is not finite, or counts such steps up to a cap.
+    """Stops the run or counts the step at non-finite gradients.
 
-    The step itself changed nothing, on any worker (see `MultiWorkerTrainer`). An overflow that a
-    smaller float16 loss scale may cure is no such step: it is the scale's normal business.
+    The step itself changed nothing on any worker (see `MultiWorkerTrainer`). An overflow that a
+    smaller float16 loss scale may cure does not count, since that is part of loss scaling.
 
-    Comes before `CheckpointWriter`, so that nothing is written after a run has gone wrong.
+    This callback must come before `CheckpointWriter`, so that nothing is saved after a bad step.
 
     Args:
-        position: Where in the run we are.
-        policy: "stop" ends the run at the first such step, "skip" goes on.
-        max_skipped_steps: With "skip", how many such steps a run may have in all, those before a
-            resume included; with one more it ends.
-        replicas_per_worker: To name the worker that a replica belongs to.
+        position: Current position in the run.
+        policy: "stop" ends the run at the first such step, and "skip" goes on.
+        max_skipped_steps: With "skip", how many such steps a run may have in total, also before a
+            resume. One more ends the run.
+        replicas_per_worker: Number of replicas of each worker, to name the worker of a replica.
     """
 
     def __init__(
@@ -41,14 +41,14 @@ class NonFinitePolicy(keras.callbacks.Callback):
         self._num_before = 0
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Takes over the count of a run that is resumed."""
+        """Reads the count of a run that resumes."""
         self._num_before = self.model.step_record.non_finite_steps
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Applies the policy, on every worker alike.
+        """Applies the policy, in the same way on every worker.
 
         Raises:
-            NonFiniteError: names the step, the workers and the first bad tensor.
+            NonFiniteError: Names the step, the workers and the first bad tensor.
         """
         count = self.model.step_record.non_finite_steps
         if count == self._num_before:
@@ -56,7 +56,7 @@ class NonFinitePolicy(keras.callbacks.Callback):
         self._num_before = count
         message = self._describe()
         if self._policy == "stop":
-            raise NonFiniteError(f"{message} The newest checkpoint is from before.")
+            raise NonFiniteError(f"{message} The newest checkpoint is from an earlier step.")
         if count > self._max_skipped_steps:
             raise NonFiniteError(
                 f"{message} It is one more than --max_skipped_steps={self._max_skipped_steps}."

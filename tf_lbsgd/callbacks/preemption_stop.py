@@ -1,23 +1,25 @@
-"""Ends the run on all workers when one of them was sent SIGTERM."""
+"""Ends the run when a worker is preempted."""
 
 from typing import Any
 
 import keras
 
 from tf_lbsgd.callbacks.training_position import TrainingPosition
-from tf_lbsgd.workers.stops import PreemptedError, PreemptionNotice
+from tf_lbsgd.workers.exits import PreemptedError
+from tf_lbsgd.workers.preemption import PreemptionNotice
 
 
 class PreemptionStop(keras.callbacks.Callback):
-    """Tells the other workers of a notice through the next step, and ends after that step.
+    """Ends the run on all workers after the same step.
 
-    The all-reduce of the step carries the request, so all workers read it after the same step.
-    Comes after `CheckpointWriter`, which saves that step. An evaluation is interrupted too: the
-    step before it is saved, and a resumed run evaluates again.
+    It does so when any worker was sent SIGTERM. The all-reduce of a step carries the request, so
+    all workers read it after the same step. This callback must come after `CheckpointWriter`, which
+    saves that step. An evaluation is interrupted too. The step before it is saved, and a resumed
+    run evaluates again.
 
     Args:
-        notice: Whether this worker was sent SIGTERM.
-        position: Where in the run we are.
+        notice: Tells whether this worker was sent SIGTERM.
+        position: Current position in the run.
     """
 
     def __init__(self, notice: PreemptionNotice, position: TrainingPosition) -> None:
@@ -26,7 +28,7 @@ class PreemptionStop(keras.callbacks.Callback):
         self._position = position
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Hands the request to the step."""
+        """Passes the request to the step."""
         self.model.local_progress.stop_requested = self._notice.received
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The progress bar of a run."""
+"""Shows the progress of a run."""
 
 import sys
 from typing import Any
@@ -10,11 +10,13 @@ from tf_lbsgd.callbacks.training_position import TrainingPosition
 
 
 class ProgressBar(keras.callbacks.Callback):
-    """One bar an epoch, on a terminal only; it gives way to the epoch's row when done.
+    """Shows a progress bar for each epoch on a terminal.
+
+    The bar disappears when its epoch is done, and the row of the table takes its place.
 
     Args:
-        position: Where in the run we are.
-        epochs: Epochs of the run.
+        position: Current position in the run.
+        epochs: Number of epochs of the run.
     """
 
     def __init__(self, position: TrainingPosition, epochs: int) -> None:
@@ -43,6 +45,6 @@ class ProgressBar(keras.callbacks.Callback):
         self._bar.update()
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Closes the bar: the epoch's steps are done."""
+        """Closes the bar at the end of the steps."""
         if self._bar is not None:
             self._bar.close()

@@ -1,4 +1,4 @@
-"""Names the worker that holds up the others."""
+"""Names stragglers, the workers that slow down the others."""
 
 from collections import deque
 from typing import Any
@@ -15,19 +15,19 @@ _SLOW_SECS = 0.01
 
 
 class StragglerWatch(keras.callbacks.Callback):
-    """Compares how long workers take for their own part of a step, and names a slow one once.
+    """Compares the step times of workers and names stragglers.
 
-    A worker's time is what it waited for data and computed, without the wait for the others. The
-    medians over the last 20 steps are compared, so single slow steps do not count: a worker is
-    slow at 1.3 times the median of the others, and no longer so below 1.15 times. So that chance
-    is not named, it must also have been the slower one in three steps of four, and by 10 ms.
+    The time of a worker is its wait for data and its computation, without the wait for others. The
+    medians over the last 20 steps are compared, so single slow steps do not count. A worker is
+    slow at 1.3 times the median of the others, and stays so until it is below 1.15 times. To
+    exclude chance, it must also have been slower in three of four steps, and by 10 ms.
 
     Args:
-        num_workers: At least 2.
+        num_workers: Number of workers, at least 2.
 
     Attributes:
-        slowest_worker: Of the last 20 steps; None before the tenth.
-        slowest_worker_ratio: Its time over the median of the others'.
+        slowest_worker: Slowest worker of the last 20 steps. None before the tenth step.
+        slowest_worker_ratio: Its time divided by the median time of the others.
     """
 
     def __init__(self, num_workers: int) -> None:
@@ -39,7 +39,7 @@ class StragglerWatch(keras.callbacks.Callback):
         self.slowest_worker_ratio: float | None = None
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Takes a step into account, and prints a line when another worker than before is slow."""
+        """Adds a step, and prints a new straggler's name."""
         report = self.model.step_record.report()
         by_replica = np.stack([report.data_seconds, report.compute_seconds])
         # [2, num_workers]: a worker is as slow as its slowest replica.
@@ -67,7 +67,7 @@ class StragglerWatch(keras.callbacks.Callback):
             data, compute = medians[:, slowest]
             print(
                 f"Worker {slowest} is slow: {self.slowest_worker_ratio:.2f} times the others' "
-                f"{others:.3f} s a step; it waits {data:.3f} s for data and computes "
+                f"{others:.3f} s per step. It waits {data:.3f} s for data and computes "
                 f"{compute:.3f} s.",
                 flush=True,
             )

@@ -1,4 +1,4 @@
-"""Scalars for TensorBoard."""
+"""Writes scalars for TensorBoard."""
 
 import time
 from typing import Any
@@ -15,15 +15,16 @@ _POINTS_PER_EPOCH = 100
 
 
 class TensorBoardScalars(keras.callbacks.Callback):
-    """Writes rate, loss, gradient norm by step, and errors and images/s by epoch.
+    """Writes learning rate, loss, gradient norm, errors and speed.
 
-    The x axis is the step of the whole run. A resumed run first writes an event that makes
-    TensorBoard drop the points of steps that are run again (`tf.summary` has no means for that),
-    so no step has two.
+    The first three and the skipped steps are written for about 100 steps per epoch, the rest once
+    per epoch. The x axis is the step of the whole run. A resumed run first writes an event that
+    makes TensorBoard drop the points of steps that are run again, so that no step has two points.
+    `tf.summary` cannot do that.
 
     Args:
-        run_folder: Has the folder for event files, and the metrics of each epoch.
-        position: Where in the run we are.
+        run_folder: Folder of the run, with the event files and the metrics of each epoch.
+        position: Current position in the run.
     """
 
     def __init__(self, run_folder: RunFolder, position: TrainingPosition) -> None:
@@ -36,12 +37,12 @@ class TensorBoardScalars(keras.callbacks.Callback):
         self._add(restart)
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Remembers the rate that the coming step will use."""
+        """Remembers the learning rate of the coming step."""
         if self._is_point(self._position.step + 1):
             self._learning_rate = float(self.model.optimizer.learning_rate)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any]) -> None:
-        """Writes what the step used and saw."""
+        """Writes the scalars of the step."""
         if self._is_point(self._position.step):
             record = self.model.step_record
             self._write(
@@ -52,7 +53,7 @@ class TensorBoardScalars(keras.callbacks.Callback):
             )
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
-        """Writes the epoch's errors, speed and noise scale."""
+        """Writes the scalars of the epoch."""
         latest = self._run_folder.read_metrics()[-1]
         names = (
             "train_top_1_error",
@@ -73,4 +74,4 @@ class TensorBoardScalars(keras.callbacks.Callback):
     def _add(self, event: Event) -> None:
         event.wall_time = time.time()
         self._writer.add_event(event)
-        self._writer.flush()  # what a checkpoint counts is on the disk before it
+        self._writer.flush()  # before the checkpoint that counts this step

@@ -1,4 +1,4 @@
-"""Where in the run we are."""
+"""Keeps track of the position in a run."""
 
 from typing import Any
 
@@ -8,13 +8,14 @@ from tf_lbsgd.run.plan import Phase, Plan
 
 
 class TrainingPosition(keras.callbacks.Callback):
-    """Counts steps over the whole run, also when `fit` is entered in mid-epoch.
+    """Counts the steps of the whole run.
 
-    Comes first among the callbacks, so that the others see the step that just ended. Of the last
-    step of an epoch they see the position at the start of the next one.
+    The count is right after a resume in mid-epoch too. This callback must come first, so that the
+    others see the step that just ended. After the last step of an epoch, they see the position at
+    the start of the next epoch.
 
     Args:
-        plan: The run's arithmetic, which says what epoch a step is in.
+        plan: The arithmetic of the run, which says in which epoch a step is.
 
     Attributes:
         step: Steps done since the start of the run.
@@ -27,22 +28,25 @@ class TrainingPosition(keras.callbacks.Callback):
 
     @property
     def phase(self) -> Phase:
-        """The phase of the coming step; at the end of the run, the last one."""
+        """Returns the phase of the coming step.
+
+        At the end of the run it is the last phase.
+        """
         return self._plan.phase_of(self.step)
 
     @property
     def epoch(self) -> int:
-        """Epochs completed."""
+        """Returns the number of epochs completed."""
         return self._plan.epoch_of(self.step)
 
     @property
     def step_in_epoch(self) -> int:
-        """Steps done of the epoch under way."""
+        """Returns the number of steps done in this epoch."""
         return self._plan.step_in_epoch(self.step)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Weight updates in the epoch of the coming step."""
+        """Returns the number of steps in the current epoch."""
         return self.phase.steps_per_epoch
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:

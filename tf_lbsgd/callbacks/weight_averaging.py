@@ -1,4 +1,4 @@
-"""Evaluates the average of the weights, and trains on with the weights."""
+"""Evaluates a model with the average of its weights."""
 
 from typing import Any
 
@@ -6,18 +6,18 @@ import keras
 
 
 class WeightAveraging(keras.callbacks.Callback):
-    """Puts the optimizer's averages in the place of the weights for the time of an evaluation.
+    """Replaces the weights by their averages during an evaluation.
 
-    The weights come back to the last bit, so that training does not depend on when it evaluates.
-    (`keras.callbacks.SwapEMAWeights` swaps by adding and subtracting, which rounds.) Batch-norm
-    statistics are not averaged: they are those of the weights that train.
+    The weights are restored to the last bit, so evaluations do not affect training.
+    `keras.callbacks.SwapEMAWeights` swaps by addition and subtraction, which rounds. The running
+    statistics of batch normalization are not averaged. They stay those of the trained weights.
 
-    Needs an optimizer with averages, `MomentumSGD` or `LARS` with an ema_momentum > 0; also within
-    a `LossScaleOptimizer`. Every worker must have this callback.
+    The optimizer must keep averages. `MomentumSGD` and `LARS` do so with an ema_momentum > 0, also
+    within a `LossScaleOptimizer`. Every worker needs this callback.
     """
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Puts the averages in."""
+        """Replaces the weights by their averages."""
         optimizer = self.model.optimizer
         averages = getattr(optimizer, "inner_optimizer", optimizer).averages
         self._weights = [weight.numpy() for weight in self.model.trainable_variables]
@@ -25,7 +25,7 @@ class WeightAveraging(keras.callbacks.Callback):
             weight.assign(average.numpy())
 
     def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Puts the weights back."""
+        """Restores the weights."""
         for weight, value in zip(self.model.trainable_variables, self._weights, strict=True):
             weight.assign(value)
         del self._weights

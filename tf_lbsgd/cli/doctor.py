@@ -17,17 +17,17 @@ from tf_lbsgd.workers import exits
 
 
 def main(_: list[str]) -> None:
-    """Prints each finding of a `Checkup`."""
+    """Prints each finding of a `Doctor`."""
     process.end_with_launcher()
     run_dir = flag_definitions.require_run_dir()
     are_ok = True
     with process.hold_standard_error():
-        from tf_lbsgd.doctor import Checkup
+        from tf_lbsgd.doctor import Doctor
 
-        checkup = Checkup(
+        doctor = Doctor(
             flag_definitions.recipe_from_flags, run_dir, flag_definitions.run_options_from_flags()
         )
-        for finding in checkup.findings():
+        for finding in doctor.findings():
             print(f"{'ok' if finding.is_ok else 'FAILED':<7} {finding.check:<18} {finding.text}")
             sys.stdout.flush()
             are_ok &= finding.is_ok

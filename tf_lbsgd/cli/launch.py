@@ -19,7 +19,7 @@ from absl import flags
 from tf_lbsgd.cli import flag_definitions, process
 from tf_lbsgd.run.folder import RunFolder
 from tf_lbsgd.workers import exits, launcher, network_namespace, supervision
-from tf_lbsgd.workers.stops import PreemptionNotice
+from tf_lbsgd.workers.preemption import PreemptionNotice
 
 _OWN_FLAGS = flag_definitions.define_launcher_flags()
 

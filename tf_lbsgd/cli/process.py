@@ -25,8 +25,8 @@ from tf_lbsgd.workers.exits import (
     MISCONFIGURED,
     PREEMPTED,
     REFUSED_PREFIX,
+    PreemptedError,
 )
-from tf_lbsgd.workers.stops import PreemptedError
 
 _LAUNCHER_PID = "LBSGD_LAUNCHER_PID"
 _PR_SET_PDEATHSIG = 1

@@ -13,7 +13,7 @@ from tf_lbsgd.cli import flag_definitions, process
 from tf_lbsgd.run.folder import RunFolder
 from tf_lbsgd.workers import meeting
 from tf_lbsgd.workers.cluster import Cluster
-from tf_lbsgd.workers.stops import PreemptionNotice
+from tf_lbsgd.workers.preemption import PreemptionNotice
 
 
 def main(_: list[str]) -> None:

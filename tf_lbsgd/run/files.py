@@ -8,9 +8,10 @@ import uuid
 from pathlib import Path
 
 _STEP_PREFIX = "step-"
+_TEMPORARY_SUFFIX = ".partial"
 
 
-def replace_file(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes, *, is_durable: bool = True) -> None:
     """Writes a file whole or not at all.
 
     No reader sees half of the file, and no crash leaves half of it. The content is on the disk
@@ -20,21 +21,35 @@ def replace_file(path: Path, content: bytes) -> None:
     Args:
         path: The file, in a folder that exists.
         content: All of its bytes.
+        is_durable: Whether to wait for the disk. That takes about 10 ms, 100 times as long as the
+            rest. Without it a power failure may lose the file.
 
     Raises:
         OSError: The disk is full or not writable. The file that was there is untouched.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_TEMPORARY_SUFFIX}")
     try:
         with temporary.open("wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            if is_durable:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    if is_durable:
+        _sync_folder(path.parent)
+
+
+def remove_temporary_files(folder: Path) -> None:
+    """Removes what killed writers left in a folder.
+
+    Args:
+        folder: A folder without active writers. It need not exist.
+    """
+    for path in folder.glob(f".*{_TEMPORARY_SUFFIX}"):
+        path.unlink()
 
 
 def step_file(folder: Path, step: int, suffix: str) -> Path:

@@ -6,6 +6,7 @@
     checkpoints/     see `tf_lbsgd.checkpoints`
     tensorboard/     scalars, written by the chief
     logs/            worker-I.log: standard error of worker I
+                     worker-I.state.json: heartbeat of worker I
                      supervisor.log: failures and restarts
                      replaced-worker-I.jsonl: images that worker I replaced
     user_code.json   digests of the user's functions that the recipe names, each with the step from
@@ -22,6 +23,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from tf_lbsgd.run.files import replace_file, step_files, step_of
 from tf_lbsgd.run.recipe import Recipe
 
 _REPORTED_EPOCHS = 5
@@ -144,7 +146,7 @@ class RunFolder:
 
         It returns 0 if there is none.
         """
-        return max((int(p.stem[-9:]) for p in self.checkpoints.glob("step-*.json")), default=0)
+        return max(map(step_of, step_files(self.checkpoints, ".json")), default=0)
 
     def replacements_log(self, task_index: int) -> Path:
         """Returns the path of a worker's list of replaced images.
@@ -188,7 +190,8 @@ class RunFolder:
             epoch: Number of the last epoch to keep, from 1.
         """
         kept = [m for m in self.read_metrics() if m["epoch"] <= epoch]
-        _write_text(self._metrics, "".join(json.dumps(m) + "\n" for m in kept))
+        text = "".join(json.dumps(m) + "\n" for m in kept)
+        replace_file(self._metrics, text.encode())
 
     def read_result(self) -> dict[str, Any] | None:
         """Returns the outcome of the run.
@@ -239,14 +242,4 @@ def reported_noise_scale(metrics: list[dict[str, Any]]) -> float | None:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    _write_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Replaces a file whole or not at all.
-
-    No reader sees half of the file, and no crash leaves half of it.
-    """
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    replace_file(path, (json.dumps(value, indent=2) + "\n").encode())

@@ -1,1 +1,4 @@
-"""The processes of a run: how they meet, are watched, fail and end. Needs no TensorFlow."""
+"""Starts, checks, watches and ends the workers of a run.
+
+It needs no TensorFlow.
+"""

@@ -1,8 +1,8 @@
-"""Who takes part in a run: the `Cluster`, read from TF_CONFIG, from SLURM, or from neither.
+"""Reads the workers of a run from TF_CONFIG or SLURM.
 
-Standard library only, and strict on purpose: TensorFlow answers a TF_CONFIG without `cluster`
-by training N independent models in silence, so everything doubtful is refused here, before it
-is imported.
+Standard library only, and strict on purpose. TensorFlow answers a TF_CONFIG without `cluster` by
+training N independent models without a warning. So everything doubtful is refused here, before
+TensorFlow is imported.
 """
 
 import collections
@@ -17,35 +17,38 @@ from typing import Any
 DEFAULT_PORT = 12345
 PORT_VARIABLE = "LBSGD_PORT"
 
-# How others who start several processes say so: their number, or an index that only some have.
+# Variables by which other launchers tell the number of processes, or the index of a process.
 _SIZE_VARIABLES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS")
 _INDEX_VARIABLES = ("JOB_COMPLETION_INDEX",)
 
 # A host name, an IPv4 address or a bracketed IPv6 address, then a port.
-_ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.%]+\]|[^\s:/\[\]]+):([0-9]{1,5})")
+_ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.%]+)\]|([^\s:/\[\]]+)):([0-9]{1,5})")
 _HIGHEST_PORT = 65535
 _NODE_LIST_ITEM = re.compile(r"(?:[^\s,\[\]]|\[[0-9,-]+\])+")
 
 
 class ClusterError(ValueError):
-    """The description of a cluster cannot be honoured; the message says how to correct it."""
+    """The description of a cluster is wrong.
+
+    The message says how to correct it.
+    """
 
     def __init__(self, advice: str, received: object, expected: str) -> None:
-        """Joins what to do, what was received and what was expected into one message."""
+        """Joins advice, received value and expected value into one message."""
         super().__init__(f"{advice} Received: {received!r}. Expected: {expected}.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """The workers of a run and which of them this process is.
+    """Lists the workers of a run, this process among them.
 
     Attributes:
-        workers: "host:port" of every worker, the same order everywhere; empty for a single
+        workers: "host:port" of every worker, in the same order on all of them. Empty for a single
             process that belongs to no cluster. The first worker is the chief.
-        task_index: this process's position in `workers`.
+        task_index: Position of this process in `workers`.
 
     Raises:
-        ClusterError: for an address that is malformed or repeated, or an index out of range.
+        ClusterError: An address is malformed or repeated, or the index is out of range.
     """
 
     workers: tuple[str, ...] = ()
@@ -55,7 +58,7 @@ class Cluster:
         """Validates the addresses and the index."""
         object.__setattr__(self, "workers", tuple(self.workers))
         for address in self.workers:
-            _check_address(address)
+            split_address(address)
         repeated = [a for a, count in collections.Counter(self.workers).items() if count > 1]
         if repeated:
             raise ClusterError(
@@ -65,33 +68,38 @@ class Cluster:
 
     @property
     def num_workers(self) -> int:
-        """Number of processes that train together, at least 1."""
+        """Returns the number of workers, at least 1."""
         return max(1, len(self.workers))
 
     @property
     def is_chief(self) -> bool:
-        """Whether this is worker 0, the one that writes what is written once."""
+        """Tells whether this is worker 0, which writes the checkpoints."""
         return self.task_index == 0
 
     @property
     def is_multi_worker(self) -> bool:
-        """Whether there is anyone to communicate with."""
+        """Tells whether there are other workers."""
         return self.num_workers > 1
 
     @property
     def address(self) -> str | None:
-        """This process's "host:port"; None for a single process without a cluster."""
+        """Returns this process's "host:port", or None without a cluster."""
         return self.workers[self.task_index] if self.workers else None
+
+    def name_of(self, task_index: int) -> str:
+        """Returns a worker's name, such as "Worker 1 (host:12345)"."""
+        return f"Worker {task_index} ({self.workers[task_index]})" if self.workers else "Worker 0"
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> "Cluster":
-        """The cluster this process was started in: TF_CONFIG, else a SLURM step, else alone.
+        """Reads the cluster in which this process was started.
 
-        An empty TF_CONFIG counts as absent. `{}` does not: it is an error.
+        TF_CONFIG comes first, then the variables of a SLURM step. Without either, this is a single
+        process. An empty TF_CONFIG counts as absent, but `{}` is an error.
 
         Raises:
-            ClusterError: when the variable that applies is malformed, or this process is one of
-                several whose addresses it was not told: each would train alone.
+            ClusterError: The variable that applies is malformed. Or this process is one of
+                several but was not told the addresses of the others, so each would train alone.
         """
         if tf_config := environ.get("TF_CONFIG"):
             return cls.from_tf_config(tf_config)
@@ -106,10 +114,10 @@ class Cluster:
     def from_tf_config(cls, text: str) -> "Cluster":
         """Parses the value of TF_CONFIG.
 
-        The form with a `chief` job is accepted: the chief is worker 0, the workers follow.
+        The form with a `chief` job is accepted. The chief is worker 0, and the workers follow.
 
         Raises:
-            ClusterError: for anything but a synchronous cluster of which this task is a part.
+            ClusterError: It does not describe a synchronous cluster with this task in it.
         """
         config = _parse_object(text)
         jobs = _require_section(config, "cluster", '{"worker": ["host:port", ...]}')
@@ -126,10 +134,12 @@ class Cluster:
         return cls(chiefs + workers, index + len(chiefs) if job == "worker" else index)
 
     def to_tf_config(self) -> str:
-        """The value of TF_CONFIG for this process; `from_tf_config` is its inverse.
+        """Returns the value of TF_CONFIG for this process.
+
+        `from_tf_config` is the inverse.
 
         Raises:
-            ClusterError: for a single process without a cluster, which has no TF_CONFIG.
+            ClusterError: This is a single process without a cluster, which has no TF_CONFIG.
         """
         if not self.workers:
             raise ClusterError(
@@ -139,11 +149,31 @@ class Cluster:
         return json.dumps({"cluster": {"worker": list(self.workers)}, "task": task})
 
 
-def expand_node_list(text: str) -> tuple[str, ...]:
-    """Expands SLURM's compressed node list: "n[01-03,07],gpu1" is n01, n02, n03, n07, gpu1.
+def split_address(address: object) -> tuple[str, int]:
+    """Splits "host:port" into host and port.
+
+    An IPv6 address has brackets in the address, but not in the host that is returned.
 
     Raises:
-        ClusterError: when the brackets do not balance or hold no ranges of numbers.
+        ClusterError: The address is not of that form.
+    """
+    match = _ADDRESS.fullmatch(address) if isinstance(address, str) else None
+    if match is None or not 1 <= int(match[3]) <= _HIGHEST_PORT:
+        raise ClusterError(
+            "Write every worker's address as host:port, without a scheme.",
+            address,
+            f"host:port, port 1 to {_HIGHEST_PORT}",
+        )
+    return match[1] or match[2], int(match[3])
+
+
+def expand_node_list(text: str) -> tuple[str, ...]:
+    """Expands SLURM's compressed node list.
+
+    For example "n[01-03,07],gpu1" is n01, n02, n03, n07, gpu1.
+
+    Raises:
+        ClusterError: The brackets do not balance or hold no ranges of numbers.
     """
     items = _NODE_LIST_ITEM.findall(text)
     if not items or ",".join(items) != text:
@@ -152,7 +182,10 @@ def expand_node_list(text: str) -> tuple[str, ...]:
 
 
 def _expand_node(item: str) -> list[str]:
-    """Expands every bracket of one item; a number keeps the width it is written with."""
+    """Expands the brackets of an item.
+
+    Numbers keep their width.
+    """
     pieces = []
     for literal, ranges in re.findall(r"([^\[\]]+)|\[([^\]]+)\]", item):
         pieces.append([literal] if literal else _expand_ranges(ranges))
@@ -170,20 +203,23 @@ def _expand_ranges(ranges: str) -> list[str]:
 
 
 def _check_is_alone(environ: Mapping[str, str]) -> None:
-    """Refuses a process that is one of several, as MPI, torchrun or Kubernetes start them."""
+    """Refuses one of several processes of MPI, torchrun or Kubernetes."""
     found = [name for name in _SIZE_VARIABLES if environ.get(name, "1") not in ("", "0", "1")]
     found += [name for name in _INDEX_VARIABLES if name in environ]
     if found:
         raise ClusterError(
-            "This process is one of several, and TF_CONFIG does not tell it the others: each would "
-            "train a model of its own. Set TF_CONFIG, with one worker if that is meant.",
+            "This process is one of several, but there is no TF_CONFIG to name the others. Each "
+            "would train a separate model. Set TF_CONFIG, with one worker if you want that.",
             f"{found[0]}={environ[found[0]]}",
             '{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}',
         )
 
 
 def _from_slurm(environ: Mapping[str, str], num_tasks: int) -> Cluster:
-    """One worker a SLURM task, tasks placed in blocks, ports counted up from the node's first."""
+    """Makes every SLURM task a worker.
+
+    Tasks are placed in blocks. On each node, ports are counted up from the first one.
+    """
     nodes = expand_node_list(
         environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST") or ""
     )
@@ -205,7 +241,10 @@ def _from_slurm(environ: Mapping[str, str], num_tasks: int) -> Cluster:
 def _place_tasks(
     environ: Mapping[str, str], num_nodes: int, num_tasks: int
 ) -> list[tuple[int, int]]:
-    """(node index, index within the node) of every task, in order of SLURM_PROCID."""
+    """Returns node index and local index of every task.
+
+    Tasks are in order of SLURM_PROCID.
+    """
     text = environ.get("SLURM_STEP_TASKS_PER_NODE") or environ.get("SLURM_TASKS_PER_NODE")
     if text is None:
         share, remainder = divmod(num_tasks, num_nodes)
@@ -215,7 +254,7 @@ def _place_tasks(
         counts = [int(count) for count, repeat in groups for _ in range(int(repeat or 1))]
     if len(counts) != num_nodes or sum(counts) != num_tasks:
         raise ClusterError(
-            "SLURM's variables disagree: run one worker a task, under `srun`, or set TF_CONFIG.",
+            "SLURM's variables disagree. Run one worker per task, under `srun`, or set TF_CONFIG.",
             f"tasks per node {counts}",
             f"{num_tasks} tasks on {num_nodes} nodes",
         )
@@ -251,7 +290,10 @@ def _require_section(config: dict[str, Any], section: str, example: str) -> dict
 
 
 def _addresses_of(jobs: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The addresses of the jobs `chief` and `worker`; any other job is refused."""
+    """Returns the addresses of the jobs `chief` and `worker`.
+
+    Other jobs are refused.
+    """
     unknown = sorted(set(jobs) - {"chief", "worker"})
     if unknown:
         raise ClusterError(
@@ -267,16 +309,6 @@ def _addresses_of(jobs: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...
     if len(jobs.get("chief", ())) > 1:
         raise ClusterError("Name one chief in TF_CONFIG.", jobs["chief"], "a single address")
     return tuple(jobs.get("chief", ())), tuple(jobs.get("worker", ()))
-
-
-def _check_address(address: object) -> None:
-    match = _ADDRESS.fullmatch(address) if isinstance(address, str) else None
-    if match is None or not 1 <= int(match[1]) <= _HIGHEST_PORT:
-        raise ClusterError(
-            "Write every worker's address as host:port, without a scheme.",
-            address,
-            f"host:port, port 1 to {_HIGHEST_PORT}",
-        )
 
 
 def _checked_index(index: object, count: int) -> int:

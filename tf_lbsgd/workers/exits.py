@@ -1,6 +1,7 @@
-"""Exit statuses of a worker, and the words its last line begins with.
+"""Defines exit statuses and errors of a worker.
 
-What starts workers reads both: a launcher decides whether to restart, and quotes the message.
+Whatever starts the workers reads the exit status and the last lines of the log. A launcher decides
+by them whether to restart, and quotes the error.
 """
 
 DONE = 0
@@ -8,5 +9,30 @@ FAILED = 1  # a restart may help
 MISCONFIGURED = 2  # bad input, found before the first step: a restart does not help
 PREEMPTED = 75  # EX_TEMPFAIL: the same command continues the run
 
-REFUSED_PREFIX = "Error: "  # of the message that goes with MISCONFIGURED
-FAILED_PREFIX = "Failed: "  # of the line that follows the traceback of a failure
+REFUSED_PREFIX = "Error: "  # begins the message of an exit with MISCONFIGURED
+FAILED_PREFIX = "Failed: "  # begins the line after the traceback of a failure
+
+
+class WorkerLostError(RuntimeError):
+    """Another worker failed or stopped answering. The message names it."""
+
+
+class RunStoppedError(RuntimeError):
+    """All workers end the run after the same step.
+
+    They decided on the same values, which the step's all-reduce had given them.
+    """
+
+
+class NonFiniteError(RunStoppedError):
+    """A loss or gradient was not finite.
+
+    The newest checkpoint is from an earlier step.
+    """
+
+
+class PreemptedError(RunStoppedError):
+    """A worker was preempted.
+
+    The run is saved and can be continued.
+    """

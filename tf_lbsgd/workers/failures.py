@@ -1,7 +1,7 @@
-"""Which worker failed first, and why: told from how all of them ended.
+"""Finds the worker that failed first, and its error.
 
-When one worker fails, the others end a second later with errors of their own about a peer that is
-gone, sometimes before the one that caused it. So all endings are looked at together.
+When one worker fails, the others end within a second, with their own errors about a lost peer.
+Some of them end before the worker that caused it. So this looks at the ends of all workers.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ _TRACEBACK_LINES = 100
 _LOG_TAIL_LINES = 20
 _KILLED_LOG_TAIL_LINES = 5
 
-# How a worker says that the fault is another's: our watchdog, collectives, gRPC, coordination.
+# Errors of a worker that lost a peer: of our watchdog, collectives, gRPC, coordination service.
 _LOST_PEER = re.compile(
     r"\b(WorkerLost|Unavailable|Aborted|Cancelled|DeadlineExceeded)Error\b"
     r"|Collective ops is aborted|heartbeat timeout|Polled an error from coordination service"
@@ -27,7 +27,10 @@ _LOST_PEER = re.compile(
 
 
 class Cause(enum.IntEnum):
-    """Why a worker ended, the likeliest to have made the others end first."""
+    """Says why a worker ended.
+
+    The smaller the value, the likelier it is that the other workers ended because of this one.
+    """
 
     KILLED = 0
     RAISED = 1
@@ -38,15 +41,15 @@ class Cause(enum.IntEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Ending:
-    """How one worker ended.
+    """Describes how a worker ended.
 
     Attributes:
-        task_index: Which worker.
-        status: Its exit status; negative: the signal that ended it; None: it was still there,
-            though others had ended.
+        task_index: Index of the worker.
+        status: Its exit status. A negative value is the signal that ended it. None means that it
+            was still running when others had ended.
         log: Its log file.
         log_start: Bytes that were in the log before this attempt.
-        is_stopped: It was there, but stopped (SIGSTOP, a debugger).
+        is_stopped: Whether it was still there, but stopped by SIGSTOP or a debugger.
     """
 
     task_index: int
@@ -57,7 +60,7 @@ class Ending:
 
     @property
     def cause(self) -> Cause:
-        """Why it ended."""
+        """Returns why the worker ended."""
         if self.status is None:
             return Cause.SILENT
         if self.status == 0:
@@ -69,7 +72,7 @@ class Ending:
         return Cause.RAISED if self.status > 0 else Cause.KILLED
 
     def describe(self) -> str:
-        """One sentence without its end: "Worker 1 was killed by signal 9 (SIGKILL)"."""
+        """Returns a clause, as "Worker 1 exited with status 1"."""
         worker = f"Worker {self.task_index}"
         if self.is_stopped:
             return f"{worker} was stopped (SIGSTOP or a debugger) and the others lost it"
@@ -81,25 +84,26 @@ class Ending:
         return f"{worker} exited with status {self.status}{lost_peer}"
 
     def last_words(self) -> list[str]:
-        """What it refused, else its last traceback, else the end of its log; as lines.
+        """Returns the lines of the log that explain the end.
 
-        Of this attempt only, not of those before.
+        They are the report of bad input, else the last traceback, else the end of the log. Earlier
+        attempts do not count.
         """
         if not self.log.exists():
             return []
         with self.log.open("rb") as file:
             file.seek(self.log_start)
             lines = file.read().decode(errors="replace").splitlines()
-        if self.status is None or self.status <= 0:  # it had no chance to say why
+        if self.status is None or self.status <= 0:  # it had no time to write an error
             return lines[-_KILLED_LOG_TAIL_LINES:]
         return _refusal(lines) or _traceback(lines) or lines[-_LOG_TAIL_LINES:]
 
 
 def first_failure(endings: Sequence[Ending]) -> Ending | None:
-    """Returns the ending that explains the others; None if all are done.
+    """Returns the ending that explains the others.
 
     Args:
-        endings: Of all workers, in the order in which they ended; those that did not end last.
+        endings: Endings of all workers in order of time, then of those that did not end.
     """
     cause = min(ending.cause for ending in endings)
     if cause is Cause.DONE:
@@ -108,13 +112,19 @@ def first_failure(endings: Sequence[Ending]) -> Ending | None:
 
 
 def _refusal(lines: list[str]) -> list[str]:
-    """From the last line that starts as `cli.process` starts the report of bad input."""
+    """Returns the last report of bad input.
+
+    `cli.process` writes it.
+    """
     starts = [i for i, line in enumerate(lines) if line.startswith(REFUSED_PREFIX)]
     return lines[starts[-1] :] if starts else []
 
 
 def _traceback(lines: list[str]) -> list[str]:
-    """The last traceback; `cli.process` writes a line with a prefix of its own after it."""
+    """Returns the last traceback and the line after it.
+
+    `cli.process` writes that line.
+    """
     starts = [i for i, line in enumerate(lines) if line.startswith("Traceback (most recent")]
     if not starts:
         return []

@@ -1,7 +1,7 @@
-"""Several workers on this machine: starts them, watches them, ends them all together.
+"""Starts several workers on this machine, and ends them together.
 
 Each worker gets its own TF_CONFIG, its share of the cores and GPUs, and its own log. When one
-fails the others would wait for it for ever (collectives have no timeout), so all are ended.
+fails, the others would wait for it for ever, since collectives have no timeout. So all are ended.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ import psutil
 
 from tf_lbsgd.workers.cluster import Cluster
 from tf_lbsgd.workers.failures import Cause, Ending, first_failure
-from tf_lbsgd.workers.stops import PreemptionNotice
+from tf_lbsgd.workers.preemption import PreemptionNotice
 
 _POLL_SECS = 0.1
 # Workers that lost a peer end within a second of each other.
@@ -28,11 +28,14 @@ _QUIET_SECS = 5.0
 
 
 class WorkerFailedError(RuntimeError):
-    """Workers ended with errors; the message has the first one's traceback, or end of its log.
+    """Workers ended with errors.
+
+    The message has the traceback of the worker that failed first, or the end of its log.
 
     Attributes:
         first: The ending that explains the others.
-        status: Its exit status; negative: the signal that ended it; None: it did not go on.
+        status: Its exit status. A negative value is the signal that ended it. None means that it
+            was stuck.
     """
 
     def __init__(self, first: Ending, others: Sequence[Ending]) -> None:
@@ -46,15 +49,16 @@ class WorkerFailedError(RuntimeError):
 
 @dataclasses.dataclass
 class LocalWorkers:
-    """Worker processes of one cluster on this machine, for a `with` block.
+    """Runs the workers of a cluster on this machine.
 
-    Leaving the block, however it is left, ends every process that is still there.
+    Use it in a `with` block. The end of the block ends every process that is still there.
 
     Attributes:
         command: Program and arguments, the same for all workers.
-        logs: One path a worker, for its standard error, and output unless it is the chief.
-        environment: Added to this process' environment.
-        gpus_per_worker: How many GPUs each worker sees, no two the same; 0: it runs on the CPU.
+        logs: One path per worker, for standard error. All workers but the chief also write their
+            standard output there.
+        environment: Variables to add to the environment of this process.
+        gpus_per_worker: How many GPUs each worker gets for itself. With 0 it runs on the CPU.
     """
 
     command: Sequence[str]
@@ -76,14 +80,14 @@ class LocalWorkers:
         _end_processes(self._processes)
 
     def wait(self, notice: PreemptionNotice, grace_secs: float) -> None:
-        """Returns when all workers are done.
+        """Waits until all workers are done.
 
         Args:
             notice: When it is received, the workers get SIGTERM, so that they save and end.
-            grace_secs: How long that may take.
+            grace_secs: Time that they have for it.
 
         Raises:
-            WorkerFailedError: a worker ended with an error, or did not end within the grace.
+            WorkerFailedError: A worker ended with an error, or did not end within `grace_secs`.
         """
         deadline = math.inf
         while len(self._endings) < len(self._processes) and time.monotonic() < deadline:
@@ -103,7 +107,7 @@ class LocalWorkers:
             raise WorkerFailedError(first, [e for e in endings if e is not first])
 
     def _poll(self) -> list[Ending]:
-        """Takes note of the workers that ended since the last call."""
+        """Returns the endings since the last call, and keeps them."""
         news = []
         for task_index, process in enumerate(self._processes):
             if task_index not in self._endings and process.poll() is not None:
@@ -112,7 +116,7 @@ class LocalWorkers:
         return news
 
     def _unended(self) -> list[Ending]:
-        """Workers that are still there, the stopped ones first."""
+        """Returns the workers that have not ended, stopped ones first."""
         indices = [i for i in range(len(self._processes)) if i not in self._endings]
         endings = [self._ending(index, None) for index in indices]
         return sorted(endings, key=lambda ending: not ending.is_stopped)
@@ -130,10 +134,10 @@ class LocalWorkers:
         log.parent.mkdir(parents=True, exist_ok=True)
         environment = {
             **_share_of_threads(len(self.logs)),
-            **os.environ,  # whoever sets a number of threads means it
+            **os.environ,  # the user's number of threads counts more
             **_share_of_gpus(cluster.task_index, self.gpus_per_worker),
             **self.environment,
-            "TF_CONFIG": cluster.to_tf_config(),  # of one worker too: it outweighs SLURM's
+            "TF_CONFIG": cluster.to_tf_config(),  # SLURM's variables do not count then
         }
         with log.open("ab") as file:
             return subprocess.Popen(
@@ -142,17 +146,17 @@ class LocalWorkers:
                 stdin=subprocess.DEVNULL,
                 stdout=None if cluster.is_chief else file,
                 stderr=file,
-                start_new_session=True,  # Ctrl-C reaches the launcher alone, which ends them
+                start_new_session=True,  # Ctrl-C reaches only the launcher, which ends them
             )
 
 
 def local_cluster(num_workers: int) -> Cluster:
-    """Returns a cluster of workers on this machine, on ports that are free now, as its chief."""
+    """Returns a cluster on free ports of this machine."""
     return Cluster(workers=tuple(f"localhost:{port}" for port in free_ports(num_workers)))
 
 
 def free_ports(count: int) -> list[int]:
-    """Returns ports that are free now on the loopback interface, all different."""
+    """Returns different free ports of the loopback interface."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for sock in sockets:
@@ -161,7 +165,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def worker_command(module: str, arguments: Sequence[str]) -> list[str]:
-    """Returns the command that runs a module of this package with this Python."""
+    """Returns the command that runs a module with this Python."""
     return [sys.executable, "-m", module, *arguments]
 
 
@@ -187,9 +191,9 @@ def _share_of_gpus(task_index: int, gpus_per_worker: int) -> dict[str, str]:
 
 
 def _end_processes(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
-    """Kills the workers, and what they started, at once; those that are stopped too.
+    """Kills the workers and their children at once.
 
-    Nothing is lost by force: files of a run are whole at any time.
+    That is safe, since the files of a run are whole at any time.
     """
     for process in processes:
         with contextlib.suppress(ProcessLookupError):

@@ -1,8 +1,8 @@
-"""A network of this process and its children alone, in which there is only the loopback interface.
+"""Gives this process and its children a private loopback network.
 
 TensorFlow's gRPC server takes commands from anyone, without a password, and listens on every
-interface whatever TF_CONFIG says (its SECURITY.md). On one machine nobody outside needs to reach
-it. See network_namespaces(7), user_namespaces(7), netdevice(7).
+interface whatever TF_CONFIG says (see TensorFlow's SECURITY.md). If all workers are on one machine,
+no one outside needs to reach it. See network_namespaces(7), user_namespaces(7), netdevice(7).
 """
 
 import ctypes
@@ -21,14 +21,14 @@ _IFF_UP = 0x1
 
 
 def enter_loopback_network() -> None:
-    """Moves this process, which must have one thread, into a network of its own.
+    """Moves this process into a new network namespace.
 
-    Its sockets can then reach, and be reached by, its children only. Without the right to make a
-    network namespace (CAP_SYS_ADMIN), a user namespace, in which this user is mapped to itself,
-    gives it.
+    The process must have only one thread. Afterwards its sockets reach only itself and its
+    children. To make a network namespace takes CAP_SYS_ADMIN. A process without it makes a user
+    namespace too, in which it has that right and its user stays the same.
 
     Raises:
-        OSError: the system does not allow it; nothing has changed.
+        OSError: The system does not allow it. Nothing has changed.
     """
     _try_in_a_child()
     _enter()
@@ -48,19 +48,22 @@ def _enter() -> None:
 
 
 def try_to_isolate() -> None:
-    """As `enter_loopback_network`, with a warning on standard error where it is not allowed."""
+    """Calls `enter_loopback_network`, and warns where that is not allowed."""
     try:
         enter_loopback_network()
     except OSError as error:
         print(
-            f"Warning: the workers' ports, without a password, are open to the network ({error}); "
-            "see docs/operations.md. --isolate_network=false says that this is meant.",
+            f"Warning: the workers' ports are open to the network, without a password ({error}). "
+            "See docs/operations.md. If you want that, set --isolate_network=false.",
             file=sys.stderr,
         )
 
 
 def _try_in_a_child() -> None:
-    """Raises OSError if a part of it is not allowed; some systems refuse only the last part."""
+    """Raises OSError if any part of it is not allowed.
+
+    Some systems refuse only the last part.
+    """
     child = os.fork()
     if child == 0:
         try:

@@ -1,7 +1,8 @@
-"""Starts a group of workers again when one fails, from the newest complete checkpoint.
+"""Restarts the workers of a run after a failure.
 
-A run that makes progress may fail as often as it likes; one that fails again and again at the same
-place is ended, since another restart would fail as well.
+They continue from the newest complete checkpoint. A run may fail any number of times as long as it
+makes progress in between. A run that fails at the same place again and again is ended, since
+another restart would fail as well.
 """
 
 import datetime
@@ -11,7 +12,7 @@ from collections.abc import Collection
 
 from tf_lbsgd.run.folder import RunFolder
 from tf_lbsgd.workers.launcher import LocalWorkers, WorkerFailedError
-from tf_lbsgd.workers.stops import PreemptionNotice
+from tf_lbsgd.workers.preemption import PreemptionNotice
 
 _LONGEST_DELAY_SECS = 60.0
 _POLL_SECS = 0.1
@@ -26,18 +27,20 @@ def supervise(
     final_statuses: Collection[int],
     grace_secs: float,
 ) -> None:
-    """Runs workers until all are done; reports on standard error and in `logs/supervisor.log`.
+    """Runs workers until done, and restarts them after failures.
+
+    It reports on standard error and in `logs/supervisor.log`.
 
     Args:
-        workers: Started once for each attempt.
-        run_folder: Of their run; a newer checkpoint in it is progress.
-        notice: When it is received, the workers are told, and nothing is started any more.
-        max_restarts: How many restarts in a row may bring no progress; 0: never restart.
-        final_statuses: Exit statuses that a restart would not change.
-        grace_secs: How long workers may take to save and end after a notice.
+        workers: The workers, which are started once for each attempt.
+        run_folder: Folder of the run. A newer checkpoint in it counts as progress.
+        notice: When it is received, the workers are told, and there are no more restarts.
+        max_restarts: How many restarts in a row may bring no progress. With 0 there are none.
+        final_statuses: Exit statuses after which a restart would not help.
+        grace_secs: Time that workers have to save and end after a notice.
 
     Raises:
-        WorkerFailedError: of the last attempt, reported like those before it.
+        WorkerFailedError: The last attempt failed. It was reported like those before it.
     """
     step, restarts, restarts_without_progress = run_folder.newest_checkpoint_step(), 0, 0
     while True:

@@ -1,10 +1,12 @@
-"""Who does what: a state file a worker, and an end for a worker that no longer gets anywhere.
+"""Ends a worker that makes no progress, and says why.
 
-Collectives have no timeout, and when one worker is stuck all others wait in the same all-reduce:
-only what each was doing tells who is to blame. So a thread of every worker rewrites
-`logs/worker-I.state.json` in the run folder that all share. Standard library only.
+Collectives have no timeout. When one worker is stuck, all others wait in the same all-reduce, so
+only what each of them was doing shows which one is to blame. A thread of every worker therefore
+rewrites `logs/worker-I.state.json` twice a second, as a heartbeat, in the run folder that all
+workers share. Standard library only.
 """
 
+import contextlib
 import dataclasses
 import faulthandler
 import json
@@ -19,33 +21,30 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from tf_lbsgd.workers.cluster import Cluster
-from tf_lbsgd.workers.exits import FAILED
+from tf_lbsgd.run.files import replace_file
+from tf_lbsgd.workers.cluster import Cluster, split_address
+from tf_lbsgd.workers.exits import FAILED, WorkerLostError
 
-_BEAT_SECS = 0.5
-_SILENT_SECS = 2.0  # four beats: whoever misses them is stopped, killed or cut off
+_HEARTBEAT_SECS = 0.5
+_SILENT_SECS = 2.0  # a worker that misses four heartbeats is stopped, killed or cut off
 _BLAME_SECS = 4.0
 _CONNECT_SECS = 0.5
-_FIRST_STEP_FACTOR = 6  # what is done for the first time is traced and compiled first
+_FIRST_STEP_FACTOR = 6  # the first step of a kind is traced and compiled before it runs
 _MEDIAN_FACTOR = 20
 _STEPS_OF_MEDIAN = 50
 
 
-class WorkerLostError(RuntimeError):
-    """Another worker failed or stopped answering; the message names it."""
-
-
 @dataclasses.dataclass(frozen=True)
 class WorkerState:
-    """What a worker wrote about itself.
+    """Describes a worker as its state file does.
 
     Attributes:
         step: Steps it has done.
         activity: What it is doing.
         is_waiting: Whether it waits for the other workers, and so is not to blame.
-        failure: Why it ended; empty: it runs, or ended well.
-        is_running: Whether it had not ended.
-        silent_secs: For how long it has not written.
+        failure: Why it failed. Empty while it runs, and after a good end.
+        is_running: Whether it has not ended yet.
+        silent_secs: Seconds since its last heartbeat.
     """
 
     step: int
@@ -57,16 +56,16 @@ class WorkerState:
 
 
 class Watchdog:
-    """Keeps this worker's state file, and ends the process if nothing happens for too long.
+    """Writes this worker's heartbeat, and ends it after a timeout.
 
-    For a `with` block. Time in which the whole process was suspended does not count.
+    Use it in a `with` block. Time in which the whole process was suspended does not count.
 
     Args:
-        folder: Of the state files, shared by all workers.
-        cluster: All workers, and which this is.
-        step_timeout_secs: How long a step, an evaluation step, or what is between two may take;
-            never less than 20 times the median step, and 6 times as long for what is done for the
-            first time, such as the step that is compiled.
+        folder: Folder of the state files, shared by all workers.
+        cluster: The workers, and which of them this process is.
+        step_timeout_secs: Longest time for a step, for an evaluation step, or between two steps.
+            The limit is never below 20 times the median step. It is 6 times as long for the first
+            step of a kind, which is compiled.
     """
 
     def __init__(self, folder: Path, cluster: Cluster, step_timeout_secs: float) -> None:
@@ -104,13 +103,13 @@ class Watchdog:
         stage: Callable[[], tuple[str, bool]] | None = None,
         is_first: bool = False,
     ) -> None:
-        """Notes that something else begins: the time to the limit starts again.
+        """Notes that a new activity begins, and restarts the timeout.
 
         Args:
-            activity: What.
+            activity: What begins.
             step: Steps done.
-            stage: Returns what exactly is being done of it, and whether that is waiting for the
-                other workers.
+            stage: Returns which part of the activity is under way, and whether that part waits
+                for the other workers.
             is_first: Whether this is the first of its kind, which takes longer.
         """
         if self._stage is not None and not self._is_first:
@@ -120,18 +119,22 @@ class Watchdog:
         self._elapsed = 0.0
 
     def blame(self) -> str:
-        """Returns which other worker failed or stopped answering, in a sentence; "" if none did."""
+        """Names the workers that failed or stopped answering.
+
+        It is empty if there are none after 4 s.
+        """
         deadline = time.monotonic() + _BLAME_SECS
         while self._cluster.is_multi_worker:
-            refusing = self._refusing()  # first: who fails writes why before its port closes
+            # Ports first: a worker that fails writes the reason before its port closes.
+            refusing = self._refusing()
             states = self._other_states()
             failures = [
-                f"{self._name(worker)} failed at step {state.step}: {state.failure}"
+                f"{self._cluster.name_of(worker)} failed at step {state.step}: {state.failure}"
                 for worker, state in states.items()
                 if state.failure and WorkerLostError.__name__ not in state.failure
             ]
             silent = [
-                f"{self._name(worker)} stopped answering after step {state.step}, while "
+                f"{self._cluster.name_of(worker)} stopped answering after step {state.step}, while "
                 f"{state.activity}"
                 for worker, state in states.items()
                 if state.is_running and (worker in refusing or state.silent_secs > _SILENT_SECS)
@@ -140,28 +143,30 @@ class Watchdog:
                 return "; ".join(failures or silent) + "."
             if time.monotonic() > deadline:
                 break
-            time.sleep(_BEAT_SECS / 2)
+            time.sleep(_HEARTBEAT_SECS / 2)
         return ""
 
     def _refusing(self) -> set[int]:
-        """Other workers at whose address nobody listens any more: their process is gone."""
+        """Returns the other workers whose port is closed.
+
+        Their processes have ended.
+        """
         refusing = set()
         for worker, address in enumerate(self._cluster.workers):
-            host, _, port = address.rpartition(":")
             if worker != self._cluster.task_index:
                 try:
-                    socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECS).close()
+                    socket.create_connection(split_address(address), _CONNECT_SECS).close()
                 except ConnectionRefusedError:
                     refusing.add(worker)
                 except OSError:
-                    pass  # no answer says nothing: it may be stopped, or behind a firewall
+                    pass  # without an answer it may be stopped, or behind a firewall
         return refusing
 
     def _watch(self) -> None:
         before = time.monotonic()
-        while not self._ended.wait(_BEAT_SECS):
+        while not self._ended.wait(_HEARTBEAT_SECS):
             now = time.monotonic()
-            self._elapsed += min(now - before, 2 * _BEAT_SECS)
+            self._elapsed += min(now - before, 2 * _HEARTBEAT_SECS)
             before = now
             self._write(self._state())
             if self._elapsed > self._limit_secs():
@@ -175,13 +180,13 @@ class Watchdog:
     def _end_process(self) -> None:
         states = {self._cluster.task_index: self._state(), **self._other_states()}
         stuck = [
-            f"{self._name(worker)} after step {state.step}, {state.activity}"
+            f"{self._cluster.name_of(worker)} after step {state.step}, {state.activity}"
             for worker, state in sorted(states.items())
             if not state.is_waiting
         ]
         message = (
-            f"Nothing happened for {self._elapsed:.0f} s (see --step_timeout_secs). Stuck: "
-            f"{'; '.join(stuck) or 'nobody, all wait for each other'}."
+            f"No progress for {self._elapsed:.0f} s (see --step_timeout_secs). Stuck: "
+            f"{'; '.join(stuck) or 'no single worker, all wait for each other'}."
         )
         print(message, flush=True)
         print(message, file=sys.stderr, flush=True)
@@ -203,22 +208,17 @@ class Watchdog:
     def _path(self, worker: int) -> Path:
         return self._folder / f"worker-{worker}.state.json"
 
-    def _name(self, worker: int) -> str:
-        if not self._cluster.is_multi_worker:
-            return "this process"
-        return f"worker {worker} ({self._cluster.workers[worker]})"
-
     def _write(self, state: WorkerState) -> None:
         path = self._path(self._cluster.task_index)
-        temporary = path.with_name(f".{path.name}.partial")
-        try:
-            temporary.write_text(json.dumps(dataclasses.asdict(state)))
-            os.replace(temporary, path)
-        except OSError:
-            pass  # a full disk is for those to report who write what matters
+        content = json.dumps(dataclasses.asdict(state)).encode()
+        with contextlib.suppress(OSError):  # whatever saves the run reports a full disk
+            replace_file(path, content, is_durable=False)
 
     def _other_states(self) -> dict[int, WorkerState]:
-        """States of the other workers; their silence by the clock of the shared file system."""
+        """Reads the state files of the other workers.
+
+        Their silence is measured by the clock of the shared file system.
+        """
         mine = self._cluster.task_index
         self._write(self._state())
         now = self._path(mine).stat().st_mtime

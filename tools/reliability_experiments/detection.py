@@ -54,7 +54,7 @@ def secs_to_name(
         run.wait_for_step(FIRST_STEP)
         run.worker(victim).send_signal(harm)
         harmed_at = time.monotonic()
-        name = f"WorkerLostError: worker {victim} "
+        name = f"WorkerLostError: Worker {victim} "
         if run.wait_until(lambda: name in run.terminal_and_logs()):
             named_secs = time.monotonic() - harmed_at
         for survivor in (p for i, p in enumerate(run.processes) if i != victim):

@@ -16,7 +16,7 @@ import tensorflow as tf
 import tf_lbsgd as lbsgd
 from tf_lbsgd.callbacks import NonFinitePolicy
 from tf_lbsgd.distribution import distribute_dataset
-from tf_lbsgd.workers.stops import NonFiniteError
+from tf_lbsgd.workers.exits import NonFiniteError
 
 STEPS, MICRO_BATCH = 5, 4
 arguments = json.loads(sys.argv[2])
