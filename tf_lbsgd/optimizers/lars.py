@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tf_lbsgd import private_api
 from tf_lbsgd.optimizers.momentum_optimizer import MomentumOptimizer
 from tf_lbsgd.run.fields import require
 
@@ -94,14 +95,14 @@ class LARS(MomentumOptimizer):
             variable: the weight w; under a `tf.distribute` strategy this device's copy of it.
             learning_rate: scalar.
         """
-        index = self._get_variable_index(variable)
+        index = private_api.variable_index(self, variable)
         gradient = tf.cast(tf.convert_to_tensor(gradient), variable.dtype)
         rate = tf.cast(learning_rate, variable.dtype)
-        if not self._is_excluded[index]:
+        if not self.is_excluded[index]:
             rate *= self._trust_ratio(gradient, variable)
             gradient += self.coupled_weight_decay * variable
         # At rate 1, since the rates are in the state.
-        self._move(index, variable, rate * gradient, 1.0)
+        self.apply_momentum(index, variable, rate * gradient, 1.0)
 
     def _trust_ratio(self, gradient: tf.Tensor, variable: tf.Variable) -> tf.Tensor:
         weight_norm, gradient_norm = tf.norm(variable), tf.norm(gradient)

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tf_lbsgd import private_api
 from tf_lbsgd.run.fields import require
 
 
@@ -86,7 +87,7 @@ class MomentumCorrectedSGD(keras.optimizers.SGD):
             learning_rate: scalar.
         """
         if self.momentums:
-            velocity = self.momentums[self._get_variable_index(variable)]
+            velocity = self.momentums[private_api.variable_index(self, variable)]
             # At the first step the velocity is 0 and the rate before it too: 0 / 0 counts as 0.
             correction = tf.math.divide_no_nan(
                 tf.cast(learning_rate, variable.dtype),

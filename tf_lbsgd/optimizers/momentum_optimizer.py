@@ -56,9 +56,9 @@ class MomentumOptimizer(keras.optimizers.Optimizer):
         self.averages = (
             self.add_optimizer_variables(variables, "average") if self.ema_momentum else []
         )
-        self._is_excluded = tuple(_last_name(v) in self.excluded_names for v in variables)
+        self.is_excluded = tuple(_last_name(v) in self.excluded_names for v in variables)
 
-    def _move(
+    def apply_momentum(
         self, index: int, variable: tf.Variable, gradient: tf.Tensor, learning_rate: Any
     ) -> None:
         """Updates one variable and its state: u <- m * u + g, w <- w - eta * u, or Nesterov's.

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tf_lbsgd import private_api
 from tf_lbsgd.optimizers.momentum_optimizer import MomentumOptimizer
 
 
@@ -86,8 +87,8 @@ class MomentumSGD(MomentumOptimizer):
             variable: the weight w; under a `tf.distribute` strategy this device's copy of it.
             learning_rate: scalar.
         """
-        index = self._get_variable_index(variable)
+        index = private_api.variable_index(self, variable)
         gradient = tf.cast(tf.convert_to_tensor(gradient), variable.dtype)
-        if self.coupled_weight_decay and not self._is_excluded[index]:
+        if self.coupled_weight_decay and not self.is_excluded[index]:
             gradient += self.coupled_weight_decay * variable
-        self._move(index, variable, gradient, learning_rate)
+        self.apply_momentum(index, variable, gradient, learning_rate)

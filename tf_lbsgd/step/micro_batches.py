@@ -5,6 +5,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tf_lbsgd import private_api
+
 # Weyl increment 2**32 / golden ratio: distinct, well-spread keys for the dropout masks of
 # micro-batch 0, 1, 2, ... of one step.
 _SEED_STRIDE = 0x9E3779B9
@@ -52,7 +54,7 @@ def replica_spec(spec: tf.TypeSpec) -> Any:
     """Spec of one replica's value in an element of a (distributed) data set, batch size free."""
     if isinstance(spec, tf.NoneTensorSpec):
         return None
-    spec = spec if hasattr(spec, "shape") else spec._value_specs[0]
+    spec = spec if hasattr(spec, "shape") else private_api.first_replica_spec(spec)
     return tf.TensorSpec([None, *spec.shape[1:]], spec.dtype)
 
 
