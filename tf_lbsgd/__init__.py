@@ -1,4 +1,6 @@
-"""Large-minibatch synchronous SGD in TensorFlow and Keras 3, exact on any number of workers.
+"""Large-minibatch synchronous SGD in TensorFlow and Keras 3.
+
+It is exact on any number of workers:
 
     import tf_lbsgd as lbsgd
 
@@ -50,8 +52,8 @@ __all__ = [
     "resnet",
 ]
 
-# Names that need TensorFlow are imported when first used: the binaries decide where its start-up
-# chatter goes before it starts.
+# Names that need TensorFlow are imported when first used. So a binary can decide where TensorFlow's
+# start-up messages go before TensorFlow starts.
 _MODULES = {
     "ArraySource": "tf_lbsgd.input_pipeline.sources.array_source",
     "BatchNormalization": "tf_lbsgd.models.batch_normalization",

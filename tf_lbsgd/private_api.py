@@ -1,8 +1,8 @@
-"""Holds every private name of Keras and TensorFlow that this package uses.
+"""Wraps the private names of Keras and TensorFlow.
 
-Each function names its upstream file, as of keras 3.15.1 and tensorflow 2.21.0. When one of the two
-is upgraded, compare these files first. Private methods that are overridden are in
-`tf_lbsgd/step/trainer.py`, which names their files too.
+No other file of the package uses any. Each function names its upstream file, as of keras 3.15.1
+and tensorflow 2.21.0. When one of the two is upgraded, compare these files first. The private
+methods that `tf_lbsgd/step/trainer.py` overrides are there, and name their files too.
 """
 
 import contextlib
@@ -37,21 +37,22 @@ def compute_loss(
 
 
 def update_loss_metric(model: keras.Model, loss: tf.Tensor, num_samples: tf.Tensor) -> None:
-    """Adds a mean loss over some samples to the metric named "loss".
+    """Adds a mean loss to the metric named "loss".
 
     Upstream: keras/src/trainers/trainer.py, `Trainer._loss_tracker`.
 
     Args:
         model: A compiled model.
-        loss: Float scalar.
-        num_samples: Float32 scalar.
+        loss: Mean over some samples, a float scalar.
+        num_samples: Their number, a float32 scalar.
     """
     model._loss_tracker.update_state(loss, sample_weight=num_samples)
 
 
 def build_symbolically(model: keras.Model, data_batch: Any) -> None:
-    """Creates the variables of layers, metrics and optimizer from shapes and dtypes.
+    """Creates the variables of layers, metrics and optimizer.
 
+    The shapes and dtypes of the data are enough for it.
     Upstream: keras/src/trainers/trainer.py, `Trainer._symbolic_build`.
 
     Args:
@@ -64,8 +65,9 @@ def build_symbolically(model: keras.Model, data_batch: Any) -> None:
 def turn_optionals_into_none(
     model: keras.Model, step: Callable[[Any], Any]
 ) -> Callable[[Any], Any]:
-    """Returns a step whose data have None where Keras put a `tf.experimental.Optional`.
+    """Returns a step that gets None for each `tf.experimental.Optional`.
 
+    Keras puts these where a batch has no value, such as no sample weights.
     Upstream: keras/src/backend/tensorflow/trainer.py, `TensorFlowTrainer._autoconvert_optionals`.
 
     Args:
@@ -76,7 +78,7 @@ def turn_optionals_into_none(
 
 
 def dataset_of_iterator(iterator: Any) -> tf.data.Dataset | tf.distribute.DistributedDataset:
-    """Returns the data set behind the iterator that Keras makes for `fit`.
+    """Returns the data set behind an iterator of `fit`.
 
     Upstream: keras/src/backend/tensorflow/trainer.py, `TFEpochIterator._distributed_dataset`.
 
@@ -90,7 +92,7 @@ def dataset_of_iterator(iterator: Any) -> tf.data.Dataset | tf.distribute.Distri
 
 
 def variable_index(optimizer: keras.optimizers.Optimizer, variable: tf.Variable) -> int:
-    """Returns the position of a variable among those the optimizer was built with.
+    """Returns the position of a variable in the optimizer.
 
     Upstream: keras/src/optimizers/base_optimizer.py, `BaseOptimizer._get_variable_index`.
 
@@ -103,9 +105,9 @@ def variable_index(optimizer: keras.optimizers.Optimizer, variable: tf.Variable)
 
 @contextlib.contextmanager
 def gradients_already_reduced(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
-    """Keeps the optimizer from summing over replicas what was summed already.
+    """Keeps the optimizer from summing gradients over replicas.
 
-    Use it while the update is traced.
+    Use it while an update is traced whose gradients are sums already.
     Upstream: keras/src/backend/tensorflow/optimizer.py, `TFOptimizer._all_reduce_sum_gradients`.
 
     Args:
@@ -123,8 +125,9 @@ def apply_scaled_gradients(
     gradients: Sequence[tf.Tensor],
     variables: Sequence[keras.Variable],
 ) -> None:
-    """Applies finite gradients of the scaled loss, and raises the scale when it is time.
+    """Applies finite gradients of the scaled loss.
 
+    It doubles the loss scale every `dynamic_growth_steps` steps.
     Upstream: keras/src/optimizers/loss_scale_optimizer.py, `_stateful_handle_finite_grads`.
 
     Args:
@@ -136,7 +139,7 @@ def apply_scaled_gradients(
 
 
 def halve_loss_scale(optimizer: keras.optimizers.LossScaleOptimizer) -> None:
-    """Halves the loss scale, as after gradients that are not finite.
+    """Halves the loss scale, after gradients that are not finite.
 
     Upstream: keras/src/optimizers/loss_scale_optimizer.py, `_stateful_handle_non_finite_grads`.
     """
@@ -158,7 +161,7 @@ def first_replica_spec(spec: tf.TypeSpec) -> tf.TypeSpec:
 
 
 def read_without_collective(variable: tf.Variable) -> None:
-    """Makes a read of a metric variable return this worker's own copy.
+    """Makes reads of a metric variable return the local copy.
 
     Keras creates metric variables that add up over replicas whenever they are read
     (keras/src/metrics/metric.py, `Metric.add_variable`). Such a read is a collective, in which a

@@ -1,4 +1,4 @@
-"""What each replica adds up in a step, and the all-reduce sums over replicas.
+"""The totals that a step sums over all replicas.
 
 Both tuples are `tf.nest` structures. The all-reduce packs their leaves in the order of the fields,
 which is alphabetical. With several workers, the place of a value in a pack can decide the order in

@@ -1,4 +1,4 @@
-"""Keras 3 `fit()` by synchronous SGD on any number of workers, exactly.
+"""Exact synchronous SGD for Keras on many workers.
 
 Stock Keras 3 cannot `fit()` under `MultiWorkerMirroredStrategy` (keras#20585). It also reduces
 every metric in a collective of its own, and leaves other batch-normalization statistics on each
@@ -132,7 +132,7 @@ class MultiWorkerTrainer(_MixinBase):
         self.compile(**keras.saving.deserialize_keras_object(config))
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
-        """Makes one weight update from this replica's part of the minibatch.
+        """Makes one weight update from this replica's samples.
 
         Overrides keras/src/backend/tensorflow/trainer.py `train_step`, which all-reduces
         gradients in the optimizer and each metric by itself.
@@ -230,11 +230,11 @@ class MultiWorkerTrainer(_MixinBase):
     def _micro_batch_totals(
         self, micro_batch: Any, micro_batch_index: tf.Tensor, *, training: bool
     ) -> tuple[tf.Tensor, TrainingTotals | EvaluationTotals]:
-        """Runs the forward and, in training, backward pass of one micro-batch.
+        """Runs the passes of one micro-batch and assigns nothing.
 
-        It assigns nothing. Keras' loss is the mean over the samples. Times their number it is the
-        sum, which adds up to the sum over the global minibatch, whatever the sizes of its
-        micro-batches.
+        The backward pass is for training only. Keras' loss is the mean over the samples. Times
+        their number it is the sum, which adds up to the sum over the global minibatch, whatever
+        the sizes of its micro-batches.
 
         Returns:
             The mean loss, a float32 scalar, and the totals.
@@ -302,10 +302,11 @@ class MultiWorkerTrainer(_MixinBase):
         noise: Any,
         totals: TrainingTotals,
     ) -> None:
-        """Updates all variables, or none if the reduced gradient is not finite.
+        """Updates all variables if the reduced gradient is finite.
 
-        Runs once a worker, in cross-replica context. Both branches are free of collectives, and
-        every worker enters the same one because the condition is a reduced value.
+        Otherwise it updates none. It runs once a worker, in cross-replica context. Both branches
+        are free of collectives, and every worker enters the same one because the condition is a
+        reduced value.
         """
         record = self.step_record
         norms = strategy.experimental_local_results(half_squared_norms)[0]
@@ -358,7 +359,7 @@ class MultiWorkerTrainer(_MixinBase):
         return isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
 
     def _loss_scale(self) -> tf.Tensor:
-        """Returns the factor of the loss under float16, a float32 scalar.
+        """Returns the loss scale under float16, else 1: float32 scalar.
 
         Keras' wrapper (keras/src/optimizers/loss_scale_optimizer.py) decides on finiteness by
         itself and refuses cross-replica context. Here its state (scale, counter) and its rules
@@ -460,13 +461,17 @@ def _same(leaf: Any) -> Any:
 
 
 def _after(done: Any) -> contextlib.AbstractContextManager:
-    """Returns a scope whose operations wait for a nested value or an operation."""
+    """Returns a scope whose operations wait for others.
+
+    Args:
+        done: A nested value or an operation to wait for.
+    """
     flat = tf.nest.flatten(done, expand_composites=True)
     return tf.control_dependencies([item for item in flat if item is not None])
 
 
 def _add_to_variables(strategy: tf.distribute.Strategy, variables: list, changes: list) -> None:
-    """Adds the same change to every replica's copy of each variable.
+    """Adds the same changes to every replica's copies.
 
     It must run in cross-replica context.
     """
