@@ -239,7 +239,6 @@ class MultiWorkerTrainer(_MixinBase):
         Returns:
             The mean loss, a float32 scalar, and the totals.
         """
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(micro_batch)
         num_samples = tf.cast(micro_batches.batch_dimension(micro_batch), tf.float32)
         state = self.non_trainable_variables
         state_before = [micro_batches.initial_state(v, micro_batch_index) for v in state]
@@ -256,15 +255,7 @@ class MultiWorkerTrainer(_MixinBase):
         ):
             if training:
                 tape.watch(weights)
-            y_pred = self(x, training=training)
-            loss = private_api.compute_loss(
-                self, x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training
-            )
-            # Keras divides the loss by the number of replicas (losses/loss.py,
-            # scale_loss_for_distribution). The division by kn comes once, after the all-reduce.
-            loss *= self.distribute_strategy.num_replicas_in_sync
-            private_api.update_loss_metric(self, loss, num_samples)
-            self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+            loss = self._forward_pass(micro_batch, num_samples, training=training)
             scaled_loss = loss * self._loss_scale()
         loss = tf.cast(loss, tf.float32)
         metric_states = [tf.cast(scope.get_current_value(v), v.dtype) for v in metrics]
@@ -285,6 +276,22 @@ class MultiWorkerTrainer(_MixinBase):
             ],
             weighted_squared_norms=num_samples * squared_norm,
         )
+
+    def _forward_pass(
+        self, micro_batch: Any, num_samples: tf.Tensor, *, training: bool
+    ) -> tf.Tensor:
+        """Returns a micro-batch's mean loss, and updates the metrics."""
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(micro_batch)
+        y_pred = self(x, training=training)
+        loss = private_api.compute_loss(
+            self, x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training
+        )
+        # Keras divides the loss by the number of replicas (losses/loss.py,
+        # scale_loss_for_distribution). The division by kn comes once, after the all-reduce.
+        loss *= self.distribute_strategy.num_replicas_in_sync
+        private_api.update_loss_metric(self, loss, num_samples)
+        self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        return loss
 
     # ---- 2. the one exchange ----
 
