@@ -11,8 +11,17 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from keras.src.utils import naming
 
 # ---- models ----
+
+
+def reset_names() -> None:
+    """Makes Keras number the names of new layers from the start.
+
+    Upstream: keras/src/utils/naming.py, `reset_uids`.
+    """
+    naming.reset_uids()
 
 
 def compute_loss(
