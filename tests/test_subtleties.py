@@ -3,8 +3,8 @@
 The model is linear with a squared loss, so that NumPy has every gradient. What a wrong way would
 give is computed too, and shown to be far outside the tolerance: the tests can fail.
 
-The second subtlety, the form of momentum, is in test_optimizers.py; the fourth, one shuffle per
-epoch divided among workers, in multi_worker/test_audit.py on real processes.
+The second subtlety, the form of momentum, is in optimizers/test_momentum_sgd.py. The fourth, one
+shuffle per epoch divided among workers, is in multi_worker/test_audit.py on real processes.
 """
 
 import keras

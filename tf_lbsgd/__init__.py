@@ -1,4 +1,6 @@
-"""Large-minibatch synchronous SGD in TensorFlow and Keras 3, exact on any number of workers.
+"""Large-minibatch synchronous SGD in TensorFlow and Keras 3.
+
+It is exact on any number of workers:
 
     import tf_lbsgd as lbsgd
 
@@ -11,12 +13,49 @@
 See README.md for whole programs.
 """
 
+from typing import TYPE_CHECKING
+
 from tf_lbsgd.run.recipe import Recipe
 from tf_lbsgd.workers.cluster import Cluster
 
-# Names that need TensorFlow are imported when first used: the binaries decide where its start-up
-# chatter goes before it starts.
+if TYPE_CHECKING:
+    from tf_lbsgd.callbacks import GradientNoiseScale
+    from tf_lbsgd.distribution import create_strategy
+    from tf_lbsgd.input_pipeline.source import Source
+    from tf_lbsgd.input_pipeline.sources.array_source import ArraySource
+    from tf_lbsgd.models import resnet
+    from tf_lbsgd.models.batch_normalization import BatchNormalization
+    from tf_lbsgd.optimizers import LARS, MomentumCorrectedSGD, MomentumSGD
+    from tf_lbsgd.schedules import (
+        WarmupCosineDecay,
+        WarmupPiecewiseConstantDecay,
+        WarmupPolynomialDecay,
+    )
+    from tf_lbsgd.step.trainer import DataParallelModel, MultiWorkerTrainer
+
+__all__ = [
+    "LARS",
+    "ArraySource",
+    "BatchNormalization",
+    "Cluster",
+    "DataParallelModel",
+    "GradientNoiseScale",
+    "MomentumCorrectedSGD",
+    "MomentumSGD",
+    "MultiWorkerTrainer",
+    "Recipe",
+    "Source",
+    "WarmupCosineDecay",
+    "WarmupPiecewiseConstantDecay",
+    "WarmupPolynomialDecay",
+    "create_strategy",
+    "resnet",
+]
+
+# Names that need TensorFlow are imported when first used. So a binary can decide where TensorFlow's
+# start-up messages go before TensorFlow starts.
 _MODULES = {
+    "ArraySource": "tf_lbsgd.input_pipeline.sources.array_source",
     "BatchNormalization": "tf_lbsgd.models.batch_normalization",
     "DataParallelModel": "tf_lbsgd.step.trainer",
     "GradientNoiseScale": "tf_lbsgd.callbacks",
@@ -24,6 +63,7 @@ _MODULES = {
     "MomentumCorrectedSGD": "tf_lbsgd.optimizers",
     "MomentumSGD": "tf_lbsgd.optimizers",
     "MultiWorkerTrainer": "tf_lbsgd.step.trainer",
+    "Source": "tf_lbsgd.input_pipeline.source",
     "WarmupCosineDecay": "tf_lbsgd.schedules",
     "WarmupPiecewiseConstantDecay": "tf_lbsgd.schedules",
     "WarmupPolynomialDecay": "tf_lbsgd.schedules",
@@ -31,12 +71,11 @@ _MODULES = {
     "resnet": "tf_lbsgd.models",
 }
 
-__all__ = ["Cluster", "Recipe", *_MODULES]
+if not TYPE_CHECKING:  # to a type checker it would say that every name exists
 
+    def __getattr__(name: str) -> object:
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        import importlib
 
-def __getattr__(name: str) -> object:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-
-    return getattr(importlib.import_module(_MODULES[name]), name)
+        return getattr(importlib.import_module(_MODULES[name]), name)

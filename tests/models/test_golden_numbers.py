@@ -116,7 +116,7 @@ def test_rates_of_tf_cnn_benchmarks(name, first_step_after_drop):
     plan = plan_of(golden, first_steps)
     assert plan.decay_steps == tuple(first_steps)
     for step, rate in golden["rates"]:
-        if rate:  # its warm-up starts at 0
+        if rate:  # its warmup starts at 0
             assert plan.learning_rate(step) == pytest.approx(rate, rel=1e-12), step
 
 

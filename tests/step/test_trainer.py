@@ -1,5 +1,7 @@
 """The step of `MultiWorkerTrainer`, in one process; several workers are in tests/multi_worker."""
 
+import inspect
+
 import keras
 import numpy as np
 import pytest
@@ -233,3 +235,32 @@ def test_refuses_losses_that_are_no_mean_over_samples(reduction):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=reduction)
     with pytest.raises(ValueError, match="must be a mean over samples"):
         build().compile("sgd", loss)
+
+
+def test_compile_has_the_arguments_of_keras_and_two_more():
+    keras_has = dict(inspect.signature(keras.Model.compile).parameters)
+    ours = dict(inspect.signature(lbsgd.DataParallelModel.compile).parameters)
+    defaults = {name: p.default for name, p in keras_has.items()} | {"jit_compile": False}
+    assert list(ours) == [*keras_has, "micro_batch_size", "communication_options"]
+    assert {name: ours[name].default for name in keras_has} == defaults
+    assert ours["micro_batch_size"].kind is ours["communication_options"].kind
+    assert ours["micro_batch_size"].kind is inspect.Parameter.KEYWORD_ONLY
+
+
+def test_compile_refuses_a_misspelt_argument():
+    with pytest.raises(TypeError, match="micro_batchsize"):
+        build().compile("sgd", "mse", micro_batchsize=8)
+
+
+def test_compile_config_round_trip():
+    model = compile_model(
+        build(), micro_batch_size=8, steps_per_execution=3, weighted_metrics=["mse"]
+    )
+    config = model.get_compile_config()
+    other = build()
+    other.compile_from_config(config)
+    assert other.get_compile_config() == config
+    assert config["micro_batch_size"] == 8
+    assert config["steps_per_execution"] == 3
+    assert config["jit_compile"] is False
+    assert lbsgd.DataParallelModel.from_config(build().get_config()).get_compile_config() == {}

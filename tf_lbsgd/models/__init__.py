@@ -1,4 +1,4 @@
-"""The models of the paper, and small ones of the same kind."""
+"""The ResNets of the paper, and smaller ones."""
 
 from tf_lbsgd.models.resnet import ARCHITECTURES, resnet
 

@@ -6,38 +6,38 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-# What the kernel takes for its inputs; scale, offset and statistics are float32 whichever it is.
+# Input dtypes of the kernel. Its scale, offset and statistics are always float32.
 _FUSED_INPUT_DTYPES = ("float32", "bfloat16", "float16")
 
 
 @keras.saving.register_keras_serializable(package="tf_lbsgd")
 class BatchNormalization(keras.layers.BatchNormalization):
-    """The stock layer, through `FusedBatchNormV3`, and with the paper's constants.
+    """The stock layer, fused, with the paper's constants.
 
     Keras 3 composes batch normalization of a dozen element-wise operations in float32. The fused
-    kernel reads its input once, in the compute dtype, which makes a whole ResNet-50 step faster
-    (`tools/benchmark_model.py` measures by how much). Weights, their names, and their order are
-    those of the stock layer.
+    kernel, `FusedBatchNormV3`, reads its input once, in the compute dtype. That makes a whole
+    ResNet-50 step faster (`tools/benchmark_model.py` measures by how much). Weights, their names,
+    and their order are those of the stock layer.
 
     In training, over the micro-batch, height, and width (section 2.3 of the paper: the statistics
-    belong to the n images of one worker, and are never synchronised)::
+    belong to the n images of one worker and are never synchronised)::
 
         outputs         = gamma * (inputs - mean) / sqrt(variance + epsilon) + beta
         moving_mean     = momentum * moving_mean     + (1 - momentum) * mean
         moving_variance = momentum * moving_variance + (1 - momentum) * variance * N / (N - 1)
 
     where N = micro-batch * height * width and `variance` is the biased one. The running variance
-    takes the unbiased estimate, as Torch and the paper's own code do, and as the stock layer does
-    not. Gradients flow into inputs, gamma, and beta; in inference mode too, where the moving
-    statistics are constants.
+    takes the unbiased estimate, as in Torch and in the paper's own code. The stock layer takes the
+    biased one. Gradients flow into inputs, gamma, and beta. They do so in inference mode too, where
+    the moving statistics are constants.
 
-    Fused are inputs [micro_batch, height, width, channels] in float32, bfloat16, or float16 with
-    the channels as `axis`. All else (other ranks, axes, and dtypes; a mask; `renorm`;
-    `synchronized`) is computed by the stock layer, the biased running variance included.
+    The fused kernel computes inputs [micro_batch, height, width, channels] in float32, bfloat16, or
+    float16 with the channels as `axis`. The stock layer computes everything else, with its biased
+    running variance: other ranks, axes, and dtypes, a mask, `renorm`, and `synchronized`.
 
     Args:
         axis: the axis of the channels.
-        momentum: what the moving statistics keep in an update, 0.9 in the paper.
+        momentum: the part of the moving statistics that an update keeps, 0.9 in the paper.
         epsilon: added to the variance, 1e-5 in the paper.
         **kwargs: as for `keras.layers.BatchNormalization`.
 
@@ -48,18 +48,20 @@ class BatchNormalization(keras.layers.BatchNormalization):
     def __init__(
         self, axis: int = -1, momentum: float = 0.9, epsilon: float = 1e-5, **kwargs: Any
     ) -> None:
-        """Creates the layer, without weights yet; the class explains the arguments."""
+        """Creates the layer without weights. The class explains the arguments."""
         super().__init__(axis=axis, momentum=momentum, epsilon=epsilon, **kwargs)
 
     def call(
         self, inputs: tf.Tensor, training: bool | None = None, mask: tf.Tensor | None = None
     ) -> tf.Tensor:
-        """Normalizes `inputs`; in training, unless frozen, updates the moving statistics.
+        """Normalizes `inputs`, and updates the moving statistics in training.
+
+        A frozen layer does not update them.
 
         Args:
             inputs: [micro_batch, height, width, channels], in the compute dtype.
             training: whether to normalize by the statistics of `inputs`, not by the moving ones.
-            mask: [micro_batch, height, width], where the statistics are taken; None is everywhere.
+            mask: [micro_batch, height, width], where to take the statistics. None: everywhere.
 
         Returns:
             A tensor of the shape of `inputs`, in the compute dtype.

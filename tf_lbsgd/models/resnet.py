@@ -24,7 +24,7 @@ _NORMALIZATIONS = {
 
 @dataclass(frozen=True)
 class Architecture:
-    """What tells one ResNet from another.
+    """Sizes that define a ResNet.
 
     Attributes:
         is_bottleneck: whether the model is of the ImageNet kind: a 7x7 stem of stride 2 with a
@@ -61,11 +61,11 @@ def resnet(
     dtype: str | keras.DTypePolicy | None = None,
     model_class: type[keras.Model] = keras.Model,
 ) -> keras.Model:
-    """Builds a ResNet as section 5.1 of the paper describes it.
+    """Builds a ResNet as in section 5.1 of the paper.
 
     The bottleneck models are "v1.5": a down-sampling block has its stride on the 3x3 convolution.
     Where a block changes the shape, its shortcut is a 1x1 convolution and batch normalization.
-    Convolutions have no bias and He normal weights (fan-out); the classifier has Gaussian weights
+    Convolutions have no bias and He normal weights (fan-out). The classifier has Gaussian weights
     of standard deviation 0.01 and zero biases.
 
     Args:
@@ -76,8 +76,8 @@ def resnet(
             ImageNet's for 3 channels, and 0.5 for 1 channel.
         zero_gamma: whether the last batch normalization of each residual block starts with
             gamma = 0, so that the block starts as its shortcut (section 5.1).
-        seed: what the initial weights depend on. Neither the global seeds of Keras and TensorFlow
-            nor the models built before make a difference.
+        seed: seed of the initial weights. They depend neither on the global seeds of Keras and
+            TensorFlow nor on the models built before.
         dtype: the layers' dtype policy, such as "float32" or "mixed_bfloat16". None takes Keras'
             global one. Pixel normalization, pooling, and classifier compute in float32 always.
         model_class: a functional `keras.Model`, called with (inputs, outputs, name=name).
@@ -123,7 +123,10 @@ resnet56 = functools.partial(resnet, "resnet56")
 def _normalize_pixels(
     images: keras.KerasTensor, normalization: tuple[Sequence[float], Sequence[float]] | None
 ) -> keras.KerasTensor:
-    """Returns (images / 255 - mean) / stddev, in float32: bfloat16 would blur `scale`."""
+    """Returns (images / 255 - mean) / stddev in float32.
+
+    In bfloat16, `scale` would be too coarse.
+    """
     channels = images.shape[-1]
     mean, stddev = normalization or _NORMALIZATIONS.get(channels, ((), ()))
     if not len(mean) == len(stddev) == channels:
@@ -142,27 +145,36 @@ def _normalize_pixels(
 
 @dataclass(frozen=True)
 class _Builder:
-    """The parts of a ResNet, each from a symbolic tensor to another; arguments as in `resnet`."""
+    """Builds the parts of a ResNet.
+
+    The fields are arguments of `resnet`. Each method takes and returns symbolic tensors.
+    """
 
     zero_gamma: bool
     seed: int
     dtype: str | keras.DTypePolicy | None
 
     def imagenet_stem(self, x: keras.KerasTensor) -> keras.KerasTensor:
-        """A quarter of the height and width: 7x7 convolution and 3x3 max pool, strides 2."""
+        """Adds a 7x7 convolution and a 3x3 max pool.
+
+        Both have stride 2. A quarter of the height and width is left.
+        """
         x = self._relu(self._conv_bn(x, 64, 7, strides=2, scope="stem"), scope="stem")
         # Padding by zero does not raise a maximum, since a ReLU is never below zero.
         x = layers.ZeroPadding2D(1, dtype=self.dtype, name="stem_pool_pad")(x)
         return layers.MaxPooling2D(3, strides=2, dtype=self.dtype, name="stem_pool")(x)
 
     def cifar_stem(self, x: keras.KerasTensor) -> keras.KerasTensor:
-        """The full height and width: 3x3 convolution."""
+        """Adds a 3x3 convolution of stride 1."""
         return self._relu(self._conv_bn(x, 16, 3, scope="stem"), scope="stem")
 
     def bottleneck_block(
         self, x: keras.KerasTensor, filters: int, strides: int, *, scope: str
     ) -> keras.KerasTensor:
-        """1x1, 3x3 (here the stride), and 1x1 convolution to four times the filters."""
+        """Adds 1x1, 3x3, and 1x1 convolutions with a shortcut.
+
+        The 3x3 convolution has the stride. The last one has four times the filters.
+        """
         y = self._relu(self._conv_bn(x, filters, 1, scope=scope, index=1), scope, index=1)
         y = self._conv_bn(y, filters, 3, strides=strides, scope=scope, index=2)
         y = self._relu(y, scope, index=2)
@@ -172,14 +184,20 @@ class _Builder:
     def basic_block(
         self, x: keras.KerasTensor, filters: int, strides: int, *, scope: str
     ) -> keras.KerasTensor:
-        """Two 3x3 convolutions, the stride on the first."""
+        """Adds two 3x3 convolutions with a shortcut.
+
+        The first one has the stride.
+        """
         y = self._conv_bn(x, filters, 3, strides=strides, scope=scope, index=1)
         y = self._relu(y, scope, index=1)
         y = self._conv_bn(y, filters, 3, scope=scope, index=2, zero_gamma=self.zero_gamma)
         return self._add_shortcut(x, y, strides, scope)
 
     def classifier(self, x: keras.KerasTensor, num_classes: int) -> keras.KerasTensor:
-        """Mean over height and width, and a linear layer, in float32 under every policy."""
+        """Adds global average pooling and a linear layer.
+
+        Both compute in float32 under every policy.
+        """
         x = layers.GlobalAveragePooling2D(dtype="float32", name="pool")(x)
         return layers.Dense(
             num_classes,
@@ -193,7 +211,10 @@ class _Builder:
     def _add_shortcut(
         self, x: keras.KerasTensor, y: keras.KerasTensor, strides: int, scope: str
     ) -> keras.KerasTensor:
-        """relu(shortcut(x) + y), where the shortcut is the identity if the shapes allow it."""
+        """Returns relu(shortcut(x) + y).
+
+        The shortcut is the identity if the shapes allow it.
+        """
         if strides > 1 or x.shape[-1] != y.shape[-1]:
             x = self._conv_bn(x, y.shape[-1], 1, strides=strides, scope=f"{scope}_shortcut")
         return self._relu(layers.Add(dtype=self.dtype, name=f"{scope}_add")([x, y]), scope)
@@ -209,11 +230,14 @@ class _Builder:
         strides: int = 1,
         zero_gamma: bool = False,
     ) -> keras.KerasTensor:
-        """A convolution without bias, padded on all sides alike, and batch normalization."""
+        """Adds a convolution without bias, and batch normalization.
+
+        The convolution is padded by the same number of rows and columns on all sides.
+        """
         name = f"{scope}_conv{index}"
         is_padded_here = strides > 1 and kernel_size > 1
         if is_padded_here:
-            # Torch pads both sides; of an even size, TensorFlow's "same" pads one more at the end.
+            # Torch pads both sides. TensorFlow's "same" pads an even size once more at the end.
             x = layers.ZeroPadding2D(kernel_size // 2, dtype=self.dtype, name=f"{name}_pad")(x)
         x = layers.Conv2D(
             filters,
@@ -239,5 +263,5 @@ class _Builder:
         return layers.ReLU(dtype=self.dtype, name=f"{scope}_relu{index}")(x)
 
     def _layer_seed(self, layer_name: str) -> int:
-        """A seed of its own for each layer: 32 bits, the same in every process."""
+        """Returns a layer's seed, 32 bits, equal in every process."""
         return zlib.crc32(f"{self.seed}/{layer_name}".encode())

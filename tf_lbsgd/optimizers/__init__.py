@@ -1,4 +1,4 @@
-"""Optimizers that keep weight decay and momentum as the paper has them."""
+"""Optimizers with the weight decay and momentum of the paper."""
 
 from tf_lbsgd.optimizers.lars import LARS
 from tf_lbsgd.optimizers.momentum_corrected_sgd import MomentumCorrectedSGD

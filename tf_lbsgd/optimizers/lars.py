@@ -7,13 +7,14 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tf_lbsgd import private_api
 from tf_lbsgd.optimizers.momentum_optimizer import MomentumOptimizer
 from tf_lbsgd.run.fields import require
 
 
 @keras.saving.register_keras_serializable(package="tf_lbsgd")
 class LARS(MomentumOptimizer):
-    r"""SGD with momentum and a rate of its own for each layer: layer-wise adaptive rate scaling.
+    r"""SGD with momentum and layer-wise adaptive rate scaling (LARS).
 
     With gradient g, weight w (one variable, a "layer"), rate eta, momentum m, decay lambda, trust
     coefficient c and epsilon e, every step is
@@ -22,26 +23,26 @@ class LARS(MomentumOptimizer):
         v <- m * v + eta * r * (g + lambda * w)
         w <- w - v
 
-    so that at rate 1 a layer moves by c of its own norm, whatever the size of its gradient. For
-    the excluded variables r = 1 and lambda = 0: plain momentum at the rate eta.
+    so that at rate 1 a layer moves by c times its own norm, whatever the size of its gradient. The
+    excluded variables have r = 1 and lambda = 0, that is plain momentum at the rate eta.
 
     Momentum has form (10) of Goyal et al., section 3: the rates are inside v. That is Algorithm 1
     of the LARS paper, and the code behind the published ImageNet results (below), so published
-    rates can be used as they are. r changes at every step; in form (9) the newest r would rescale
-    the whole past of v. No momentum correction is made, as none was in those results.
+    rates can be used as they are. r changes at every step. In form (9) the newest r would rescale
+    the whole past of v. No momentum correction is made, because those results used none.
 
     Args:
         learning_rate: a float, a `LearningRateSchedule`, or a callable without arguments. Rates
-            are of another size than those of `MomentumSGD`: tens, at a large batch.
+            are larger than those of `MomentumSGD`: tens, at a large batch.
         momentum: m, in [0, 1).
         nesterov: w <- w - (eta * r * (g + lambda * w) + m * v) instead of w <- w - v.
         weight_decay: lambda >= 0.
-        exclude_from_weight_decay: variable names without trust ratio *and* without decay; compared
-            with the last part of a variable's path.
-        trust_coefficient: c > 0; the paper's eta.
-        epsilon: e >= 0, against division by very small gradients; the paper has none.
+        exclude_from_weight_decay: variable names without trust ratio *and* without decay. They are
+            compared with the last part of a variable's path.
+        trust_coefficient: c > 0, the paper's eta.
+        epsilon: e >= 0, against division by very small gradients. The paper has none.
         ema_momentum: as in `MomentumSGD`.
-        name: of the optimizer.
+        name: name of the optimizer.
 
     Raises:
         ValueError: for a number out of range.
@@ -65,7 +66,7 @@ class LARS(MomentumOptimizer):
         ema_momentum: float = 0.0,
         name: str = "lars",
     ) -> None:
-        """Stores and validates the arguments, described at the class."""
+        """Validates and stores the arguments. The class describes them."""
         super().__init__(
             learning_rate,
             momentum,
@@ -91,17 +92,17 @@ class LARS(MomentumOptimizer):
         Args:
             gradient: tensor or `tf.IndexedSlices` (densified), of the variable's shape and of any
                 float dtype.
-            variable: the weight w; under a `tf.distribute` strategy this device's copy of it.
+            variable: the weight w. Under a `tf.distribute` strategy, this device's copy of it.
             learning_rate: scalar.
         """
-        index = self._get_variable_index(variable)
+        index = private_api.variable_index(self, variable)
         gradient = tf.cast(tf.convert_to_tensor(gradient), variable.dtype)
         rate = tf.cast(learning_rate, variable.dtype)
-        if not self._is_excluded[index]:
+        if not self.is_excluded[index]:
             rate *= self._trust_ratio(gradient, variable)
             gradient += self.coupled_weight_decay * variable
-        # At rate 1, since the rates are in the state.
-        self._move(index, variable, rate * gradient, 1.0)
+        # At rate 1, because the state already contains the rates.
+        self.apply_momentum(index, variable, rate * gradient, 1.0)
 
     def _trust_ratio(self, gradient: tf.Tensor, variable: tf.Variable) -> tf.Tensor:
         weight_norm, gradient_norm = tf.norm(variable), tf.norm(gradient)
@@ -113,7 +114,7 @@ class LARS(MomentumOptimizer):
         return tf.where(has_ratio, ratio, tf.ones_like(ratio))
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments, serialised."""
+        """Returns the constructor's arguments, serialised."""
         return {
             **super().get_config(),
             "trust_coefficient": self.trust_coefficient,

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tf_lbsgd import private_api
 from tf_lbsgd.run.fields import require
 
 
@@ -22,12 +23,12 @@ class MomentumCorrectedSGD(keras.optimizers.SGD):
     which makes it equal to form (9), and to `MomentumSGD`, for any sequence of rates > 0 (section
     3, remark 2): by induction v = eta * u. (Keras keeps -v in its slot.)
 
-    It is for a program that stays with `keras.optimizers.SGD`, for its arguments (clipnorm,
-    decoupled weight_decay, use_ema), for its checkpoints of v, or for a callback such as
-    `ReduceLROnPlateau` that sets the rate, and that warms up or drops it. A new program is better
-    off with `MomentumSGD`, whose state never holds a rate.
+    Use it in a program that needs `keras.optimizers.SGD` and changes the rate. Such a program may
+    need its arguments (clipnorm, decoupled weight_decay, use_ema), its checkpoints of v, or a
+    callback that sets the rate, such as `ReduceLROnPlateau`. In a new program prefer `MomentumSGD`,
+    whose state never contains a rate.
 
-    After a step at rate 0 nothing is left of the momentum: v = 0 * u.
+    A step at rate 0 erases the momentum: v = 0 * u.
 
     Args:
         *args: as of `keras.optimizers.SGD`.
@@ -35,7 +36,7 @@ class MomentumCorrectedSGD(keras.optimizers.SGD):
 
     Raises:
         ValueError: for gradient_accumulation_steps. Keras would skip updates, but not changes of
-            the rate; `micro_batch_size` of `MultiWorkerTrainer.compile` accumulates exactly.
+            the rate. `micro_batch_size` of `MultiWorkerTrainer.compile` accumulates exactly.
 
     References:
         Goyal et al., "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", 2017,
@@ -53,7 +54,7 @@ class MomentumCorrectedSGD(keras.optimizers.SGD):
         )
 
     def build(self, variables: Sequence[Any]) -> None:
-        """Creates Keras' state and, next to it, the rate of the step before.
+        """Creates Keras' state and the previous rate.
 
         Args:
             variables: the trainable variables, in the order in which gradients will be given.
@@ -66,28 +67,30 @@ class MomentumCorrectedSGD(keras.optimizers.SGD):
         )
 
     def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
-        """Updates all variables, then remembers the rate that they were updated with.
+        """Updates all variables, then stores the rate of this step.
 
         Args:
             grads: one gradient a variable.
             trainable_variables: the variables, needed at the first call only.
         """
-        # Read before Keras counts the step: a schedule then says the next step's rate.
+        # Read before Keras counts the step. A schedule returns the next step's rate afterwards.
         learning_rate = tf.identity(self.learning_rate)
         super().apply(grads, trainable_variables)
         self.previous_learning_rate.assign(learning_rate)
 
     def update_step(self, gradient: Any, variable: tf.Variable, learning_rate: Any) -> None:
-        """Brings the velocity of one variable to this step's rate, then updates it as Keras does.
+        """Corrects the velocity of one variable, then updates the variable.
+
+        The correction brings the velocity to this step's rate. The update is that of Keras.
 
         Args:
             gradient: tensor of the variable's shape.
-            variable: the weight w; under a `tf.distribute` strategy this device's copy of it.
+            variable: the weight w. Under a `tf.distribute` strategy, this device's copy of it.
             learning_rate: scalar.
         """
         if self.momentums:
-            velocity = self.momentums[self._get_variable_index(variable)]
-            # At the first step the velocity is 0 and the rate before it too: 0 / 0 counts as 0.
+            velocity = self.momentums[private_api.variable_index(self, variable)]
+            # At the first step, velocity and previous rate are 0, and eta / 0 counts as 0.
             correction = tf.math.divide_no_nan(
                 tf.cast(learning_rate, variable.dtype),
                 tf.cast(self.previous_learning_rate, variable.dtype),

@@ -1,4 +1,4 @@
-"""What the momentum optimizers share: one fused kernel a variable."""
+"""Base of the momentum optimizers: one fused kernel a variable."""
 
 import math
 from collections.abc import Sequence
@@ -11,13 +11,14 @@ from tf_lbsgd.run.fields import require
 
 
 class MomentumOptimizer(keras.optimizers.Optimizer):
-    """What the optimizers that apply `tf.raw_ops.ResourceApplyMomentum` have in common.
+    """Base of optimizers that apply `tf.raw_ops.ResourceApplyMomentum`.
 
-    State, one slot a variable: the momentum, and the average of the weights if asked for. Which
-    variables are spared, and how a gradient becomes an update, is left to `update_step`.
+    The state has one slot a variable for the momentum and, if ema_momentum > 0, one for the average
+    of the weights. A subclass's `update_step` decides how a gradient becomes an update.
 
     Attributes:
-        averages: the averaged weights in the order of the variables; empty with ema_momentum=0.
+        averages: the averaged weights in the order of the variables, empty if ema_momentum is 0.
+        is_excluded: [num_variables], bool, whether a variable is excluded from weight decay.
     """
 
     def __init__(
@@ -39,12 +40,12 @@ class MomentumOptimizer(keras.optimizers.Optimizer):
         # Not `self.weight_decay`: under that name the base class would decay a second time.
         self.coupled_weight_decay = weight_decay
         self.excluded_names = tuple(excluded_names)
-        # The base class reads this only with use_ema=True, which is not passed on: Keras would
-        # write the averages over the weights at the end of every `fit`, so no run could go on.
+        # The base class reads this only with use_ema=True, which is not passed on. With it, Keras
+        # would overwrite the weights by their averages at the end of every `fit`.
         self.ema_momentum = ema_momentum
 
     def build(self, variables: Sequence[Any]) -> None:
-        """Creates the state, zero, and decides which variables are excluded.
+        """Creates the zero state and finds the excluded variables.
 
         Args:
             variables: the trainable variables, in the order in which gradients will be given.
@@ -56,15 +57,22 @@ class MomentumOptimizer(keras.optimizers.Optimizer):
         self.averages = (
             self.add_optimizer_variables(variables, "average") if self.ema_momentum else []
         )
-        self._is_excluded = tuple(_last_name(v) in self.excluded_names for v in variables)
+        self.is_excluded = tuple(_last_name(v) in self.excluded_names for v in variables)
 
-    def _move(
+    def apply_momentum(
         self, index: int, variable: tf.Variable, gradient: tf.Tensor, learning_rate: Any
     ) -> None:
-        """Updates one variable and its state: u <- m * u + g, w <- w - eta * u, or Nesterov's.
+        """Updates one variable and its state by momentum.
 
-        Under a `tf.distribute` strategy `variable` is this device's copy, and the handle of the
-        state then resolves to the copy on the same device.
+        That is u <- m * u + g, and then w <- w - eta * u or, with nesterov=True,
+        w <- w - eta * (g + m * u).
+
+        Args:
+            index: position of the variable among those given to `build`.
+            variable: the weight w. Under a `tf.distribute` strategy, this device's copy of it. The
+                handle of the state then resolves to the copy on the same device.
+            gradient: g, of the shape and dtype of the variable.
+            learning_rate: eta, a scalar.
         """
         tf.raw_ops.ResourceApplyMomentum(
             var=variable.handle,
@@ -81,7 +89,9 @@ class MomentumOptimizer(keras.optimizers.Optimizer):
             self.assign(average, keep * average + (1 - keep) * variable)
 
     def exclude_from_weight_decay(self, var_list: Any = None, var_names: Any = None) -> None:
-        """Refuses: the base class's exclusions govern a weight decay that is not used here.
+        """Refuses the exclusions of the Keras base class.
+
+        They would apply to the decoupled weight decay, which is not used here.
 
         Raises:
             NotImplementedError: always.
@@ -93,7 +103,7 @@ class MomentumOptimizer(keras.optimizers.Optimizer):
         )
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments, serialised."""
+        """Returns the constructor's arguments, serialised."""
         base = super().get_config()
         return {
             "learning_rate": base["learning_rate"],
@@ -107,5 +117,8 @@ class MomentumOptimizer(keras.optimizers.Optimizer):
 
 
 def _last_name(variable: Any) -> str:
-    """`gamma` of the Keras variable `gamma` and of the TensorFlow variable `stem/bn/gamma:0`."""
+    """Returns the last part of a variable's name.
+
+    It is "gamma" for the Keras variable "gamma" and the TensorFlow variable "stem/bn/gamma:0".
+    """
     return variable.name.rpartition("/")[2].partition(":")[0]

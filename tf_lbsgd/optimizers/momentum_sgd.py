@@ -1,4 +1,4 @@
-"""SGD with momentum as the paper writes it."""
+"""SGD with the momentum of the paper."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,12 +6,13 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tf_lbsgd import private_api
 from tf_lbsgd.optimizers.momentum_optimizer import MomentumOptimizer
 
 
 @keras.saving.register_keras_serializable(package="tf_lbsgd")
 class MomentumSGD(MomentumOptimizer):
-    r"""SGD with coupled weight decay and momentum that does not remember the learning rate.
+    r"""SGD with the paper's momentum and coupled weight decay.
 
     With gradient g, weight w, rate eta, momentum m and decay lambda, every step is
 
@@ -26,14 +27,14 @@ class MomentumSGD(MomentumOptimizer):
 
     The two agree only while eta is constant. In form (10) the state holds gradients scaled by
     *earlier* rates, so a change of eta needs the momentum correction
-    v <- m * (eta_new / eta_old) * v + eta_new * g; `keras.optimizers.SGD` is form (10) without
-    it, and departs from the paper at every warm-up step and at every drop. Form (9) needs none.
+    v <- m * (eta_new / eta_old) * v + eta_new * g. `keras.optimizers.SGD` is form (10) without
+    it, and differs from the paper at every warmup step and at every drop. Form (9) needs none.
 
     Weight decay is part of the gradient, not of the loss, so that it does not scale with the loss
-    (section 3, remark 1), and it is not the decoupled `weight_decay` of the Keras base class,
-    which shrinks w outside the momentum.
+    (section 3, remark 1). It is not the decoupled `weight_decay` of the Keras base class, which
+    shrinks w outside the momentum.
 
-    The update is `tf.raw_ops.ResourceApplyMomentum`. Gradients are used as given: reduce them over
+    The update is `tf.raw_ops.ResourceApplyMomentum`. Gradients are used as given. Reduce them over
     replicas first, normalised by the global minibatch kn (section 3, remark 3).
 
     Args:
@@ -41,12 +42,12 @@ class MomentumSGD(MomentumOptimizer):
         momentum: m, in [0, 1).
         nesterov: which of the two weight updates to use.
         weight_decay: lambda >= 0.
-        exclude_from_weight_decay: variable names without decay; compared with the last part of a
-            variable's path, so "gamma" spares `stem/bn/gamma` but not `gamma_net/kernel`.
+        exclude_from_weight_decay: variable names without decay. They are compared with the last
+            part of a variable's path, so "gamma" excludes `stem/bn/gamma`, not `gamma_net/kernel`.
         ema_momentum: rho in [0, 1) of the average a of the weights, kept beside them:
-            a <- rho * a + (1 - rho) * w after every step, and a = w after the first. 0: none.
+            a <- rho * a + (1 - rho) * w after every step, and a = w after the first. 0: no average.
             `callbacks.WeightAveraging` evaluates it. `use_ema` of the base class is not supported.
-        name: of the optimizer.
+        name: name of the optimizer.
 
     Raises:
         ValueError: for a momentum, an ema_momentum or a weight decay out of range.
@@ -66,7 +67,7 @@ class MomentumSGD(MomentumOptimizer):
         ema_momentum: float = 0.0,
         name: str = "momentum_sgd",
     ) -> None:
-        """Stores and validates the arguments, described at the class."""
+        """Validates and stores the arguments. The class describes them."""
         super().__init__(
             learning_rate,
             momentum,
@@ -83,11 +84,11 @@ class MomentumSGD(MomentumOptimizer):
         Args:
             gradient: tensor or `tf.IndexedSlices` (densified: momentum moves every row), of the
                 variable's shape and of any float dtype.
-            variable: the weight w; under a `tf.distribute` strategy this device's copy of it.
+            variable: the weight w. Under a `tf.distribute` strategy, this device's copy of it.
             learning_rate: scalar.
         """
-        index = self._get_variable_index(variable)
+        index = private_api.variable_index(self, variable)
         gradient = tf.cast(tf.convert_to_tensor(gradient), variable.dtype)
-        if self.coupled_weight_decay and not self._is_excluded[index]:
+        if self.coupled_weight_decay and not self.is_excluded[index]:
             gradient += self.coupled_weight_decay * variable
-        self._move(index, variable, gradient, learning_rate)
+        self.apply_momentum(index, variable, gradient, learning_rate)

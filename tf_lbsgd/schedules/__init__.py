@@ -1,4 +1,4 @@
-"""Learning-rate schedules as Keras objects: a warmup, then drops or a smooth decay."""
+"""Learning-rate schedules: a warmup, then drops or a smooth decay."""
 
 from tf_lbsgd.schedules.cosine import WarmupCosineDecay
 from tf_lbsgd.schedules.piecewise_constant import WarmupPiecewiseConstantDecay

@@ -10,9 +10,9 @@ from tf_lbsgd.schedules.warmup import WarmupSmoothDecay
 
 @keras.saving.register_keras_serializable(package="tf_lbsgd")
 class WarmupCosineDecay(WarmupSmoothDecay):
-    r"""Warms the rate up from an initial value to a peak, then lowers it by half a cosine.
+    r"""A warmup to a peak, then half a cosine.
 
-    With :math:`W` warm-up steps of :math:`T` in all
+    With :math:`W` warmup steps of :math:`T` in all
 
     .. math::
         \eta(t) = \begin{cases}
@@ -28,10 +28,11 @@ class WarmupCosineDecay(WarmupSmoothDecay):
 
     Args:
         initial_learning_rate: :math:`\eta_0 > 0`, the rate of step 0.
-        peak_learning_rate: :math:`\eta_p > 0`, the rate at the end of the warm-up.
-        warmup_steps: :math:`W \ge 0`, weight updates; must be 0 when `warmup` is "none".
+        peak_learning_rate: :math:`\eta_p > 0`, the rate at the end of the warmup.
+        warmup_steps: :math:`W \ge 0`, weight updates. It must be 0 if `warmup` is "none".
         total_steps: :math:`T \ge W`, weight updates of the whole run.
-        end_learning_rate: :math:`\eta_e` in :math:`[0, \eta_p]`; the last update, T - 1, is above.
+        end_learning_rate: :math:`\eta_e` in :math:`[0, \eta_p]`, the rate after the last update,
+            from step T on.
         warmup: "gradual" (a constant increment a step), "constant" or "none".
 
     Returns:

@@ -13,9 +13,9 @@ from tf_lbsgd.schedules.warmup import WarmupSchedule
 
 @keras.saving.register_keras_serializable(package="tf_lbsgd")
 class WarmupPiecewiseConstantDecay(WarmupSchedule):
-    r"""Warms the rate up from an initial value to a peak, then drops it at given steps.
+    r"""A warmup to a peak, then drops at given steps.
 
-    With :math:`W` warm-up steps, boundaries :math:`b_i` and decay factor :math:`d`
+    With :math:`W` warmup steps, boundaries :math:`b_i` and decay factor :math:`d`
 
     .. math::
         \eta(t) = \begin{cases}
@@ -28,8 +28,8 @@ class WarmupPiecewiseConstantDecay(WarmupSchedule):
 
     Args:
         initial_learning_rate: :math:`\eta_0 > 0`, the rate of step 0.
-        peak_learning_rate: :math:`\eta_p > 0`, the rate at the end of the warm-up.
-        warmup_steps: :math:`W \ge 0`, weight updates; must be 0 when `warmup` is "none".
+        peak_learning_rate: :math:`\eta_p > 0`, the rate at the end of the warmup.
+        warmup_steps: :math:`W \ge 0`, weight updates. It must be 0 if `warmup` is "none".
         boundaries: :math:`b_i \ge W`, non-decreasing: the first steps at each lower rate.
         decay_factor: :math:`d` in (0, 1].
         warmup: "gradual" (a constant increment a step), "constant" or "none".
@@ -47,7 +47,7 @@ class WarmupPiecewiseConstantDecay(WarmupSchedule):
 
     References:
         Goyal et al., "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", 2017,
-        sections 2.2 (warm-up) and 5.1 (drops). https://arxiv.org/abs/1706.02677
+        sections 2.2 (warmup) and 5.1 (drops). https://arxiv.org/abs/1706.02677
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class WarmupPiecewiseConstantDecay(WarmupSchedule):
         decay_factor: float = DECAY_FACTOR,
         warmup: str = "gradual",
     ) -> None:
-        """Stores and validates the arguments, described at the class."""
+        """Validates and stores the arguments. The class describes them."""
         super().__init__(initial_learning_rate, peak_learning_rate, warmup_steps, warmup)
         self.boundaries = tuple(boundaries)
         self.decay_factor = decay_factor
@@ -79,7 +79,7 @@ class WarmupPiecewiseConstantDecay(WarmupSchedule):
         return rate
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments, as JSON values."""
+        """Returns the constructor's arguments as JSON values."""
         return {
             **super().get_config(),
             "boundaries": list(self.boundaries),

@@ -1,4 +1,4 @@
-"""A power of the time that is left, after a warmup."""
+"""A power of the remaining time, after a warmup."""
 
 import math
 from typing import Any
@@ -12,9 +12,10 @@ from tf_lbsgd.schedules.warmup import WarmupSmoothDecay
 
 @keras.saving.register_keras_serializable(package="tf_lbsgd")
 class WarmupPolynomialDecay(WarmupSmoothDecay):
-    r"""Warms the rate up from an initial value to a peak, then lowers it by a power of time left.
+    r"""A warmup to a peak, then a polynomial decay.
 
-    With :math:`W` warm-up steps of :math:`T` in all, and power :math:`p`
+    The decay is a power of the remaining time. With :math:`W` warmup steps of :math:`T` in all, and
+    power :math:`p`
 
     .. math::
         \eta(t) = \begin{cases}
@@ -29,10 +30,11 @@ class WarmupPolynomialDecay(WarmupSmoothDecay):
 
     Args:
         initial_learning_rate: :math:`\eta_0 > 0`, the rate of step 0.
-        peak_learning_rate: :math:`\eta_p > 0`, the rate at the end of the warm-up.
-        warmup_steps: :math:`W \ge 0`, weight updates; must be 0 when `warmup` is "none".
+        peak_learning_rate: :math:`\eta_p > 0`, the rate at the end of the warmup.
+        warmup_steps: :math:`W \ge 0`, weight updates. It must be 0 if `warmup` is "none".
         total_steps: :math:`T \ge W`, weight updates of the whole run.
-        end_learning_rate: :math:`\eta_e` in :math:`[0, \eta_p]`; the last update, T - 1, is above.
+        end_learning_rate: :math:`\eta_e` in :math:`[0, \eta_p]`, the rate after the last update,
+            from step T on.
         power: :math:`p > 0`.
         warmup: "gradual" (a constant increment a step), "constant" or "none".
 
@@ -78,5 +80,5 @@ class WarmupPolynomialDecay(WarmupSmoothDecay):
         return tf.pow(left, self.power)
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments, as JSON values."""
+        """Returns the constructor's arguments as JSON values."""
         return {**super().get_config(), "power": self.power}

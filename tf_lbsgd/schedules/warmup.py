@@ -1,4 +1,4 @@
-"""What the schedules share: a warmup, and the shape of a smooth decay."""
+"""Bases of the schedules: a warmup, and a smooth decay."""
 
 import abc
 import math
@@ -12,17 +12,19 @@ from tf_lbsgd.run.recipe import WARMUPS
 
 
 class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule, abc.ABC):
-    r"""Warms the rate up from an initial value to a peak; a subclass says how it falls from there.
+    r"""Warms the rate up to a peak.
+
+    A subclass defines how the rate falls after the peak.
 
     The rate is evaluated in float64 and rounded once, to float32. A graph compiler may reorder the
     float64 arithmetic, but the 29 bits that rounding discards absorb that, so eager, graph and
-    `tf_lbsgd.run.plan.Plan.learning_rate` agree to the last bit of float32. (This is so as long as
-    no term cancels another: subclasses see to that.)
+    `tf_lbsgd.run.plan.Plan.learning_rate` agree to the last bit of float32. For this, a subclass
+    must not let terms cancel each other.
 
     Args:
         initial_learning_rate: :math:`\eta_0 > 0`, the rate of step 0.
-        peak_learning_rate: :math:`\eta_p > 0`, the rate at the end of the warm-up.
-        warmup_steps: :math:`W \ge 0`, weight updates; must be 0 when `warmup` is "none".
+        peak_learning_rate: :math:`\eta_p > 0`, the rate at the end of the warmup.
+        warmup_steps: :math:`W \ge 0`, weight updates. It must be 0 if `warmup` is "none".
         warmup: "gradual" (a constant increment a step), "constant" or "none".
     """
 
@@ -50,10 +52,14 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule, abc.ABC):
 
     @abc.abstractmethod
     def _decayed_rate(self, step: tf.Tensor) -> tf.Tensor:
-        """The rate from the end of the warm-up on, float64, of the shape of `step` (float64)."""
+        """Returns the rate after the warmup, float64.
+
+        Args:
+            step: float64. The rate has its shape.
+        """
 
     def __call__(self, step: Any) -> tf.Tensor:
-        """The rate that update number `step` (from 0) uses, float32."""
+        """Returns the float32 rate of an update, counted from 0."""
         step = keras.ops.convert_to_tensor(step, dtype="float64")
         rate = self._decayed_rate(step)
         if self.warmup_steps:
@@ -61,7 +67,7 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule, abc.ABC):
         return tf.cast(rate, tf.float32)
 
     def _warming_rate(self, step: tf.Tensor) -> tf.Tensor:
-        """The rate during the warm-up, float64, broadcastable to `step`."""
+        """Returns the rate during the warmup, float64, broadcastable to `step`."""
         initial = tf.constant(self.initial_learning_rate, tf.float64)
         if self.warmup == "constant":
             return initial
@@ -69,7 +75,7 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule, abc.ABC):
         return initial + gap * step / self.warmup_steps
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments, as JSON values."""
+        """Returns the constructor's arguments as JSON values."""
         return {
             "initial_learning_rate": self.initial_learning_rate,
             "peak_learning_rate": self.peak_learning_rate,
@@ -79,9 +85,11 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule, abc.ABC):
 
 
 class WarmupSmoothDecay(WarmupSchedule):
-    r"""A warm-up, and then :math:`\eta_e + (\eta_p - \eta_e)\, s(x)`, s(1) = 1, s(0) = 0.
+    r"""A warmup, then a smooth decay.
 
-    :math:`x = (T - t) / (T - W)` is what is left of the steps after the warm-up, and 0 from step T.
+    The decay is :math:`\eta_e + (\eta_p - \eta_e)\, s(x)` with s(1) = 1 and s(0) = 0. Here
+    :math:`x = (T - t) / (T - W)` is the remaining part of the steps after the warmup. It is 0 from
+    step T on.
     """
 
     def __init__(
@@ -111,17 +119,17 @@ class WarmupSmoothDecay(WarmupSchedule):
 
     @abc.abstractmethod
     def _shape(self, left: tf.Tensor) -> tf.Tensor:
-        """s(x), float64, of x in [0, 1], float64."""
+        """Returns s(x), float64, of x in [0, 1], float64."""
 
     def _decayed_rate(self, step: tf.Tensor) -> tf.Tensor:
-        # At least 1: where the warm-up fills the run, what follows it is never used.
+        # At least 1. If the warmup fills the run, the decayed rate is never used.
         length = max(1, self.total_steps - self.warmup_steps)
         left = tf.clip_by_value((self.total_steps - step) / length, 0.0, 1.0)
         gap = self.peak_learning_rate - self.end_learning_rate
         return self.end_learning_rate + gap * self._shape(left)
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments, as JSON values."""
+        """Returns the constructor's arguments as JSON values."""
         return {
             **super().get_config(),
             "total_steps": self.total_steps,

@@ -1,1 +1,1 @@
-"""One weight update: local sums, one all-reduce, the same decision everywhere."""
+"""One weight update: local sums, one all-reduce, one decision."""

@@ -1,7 +1,7 @@
-"""Which samples a step was given: recorded as they enter it, and checked afterwards.
+"""Records the samples of each step, and checks them afterwards.
 
-The record is taken from the batch that the training step receives, behind all shuffling, division
-among workers, reading ahead and restarting, so it shows what was used and not what was meant.
+The ids are recorded from the batch that the training step receives. That is after all shuffling,
+division among workers, reading ahead and restarting, so they are the samples really used.
 """
 
 import collections
@@ -19,12 +19,15 @@ from tf_lbsgd.step.trainer import DataParallelModel
 
 
 class AuditedModel(DataParallelModel):
-    """Trains on (images, labels, sample ids) and records the ids; otherwise its base class."""
+    """Trains on (images, labels, sample ids) and records the ids.
+
+    Otherwise it is like its base class.
+    """
 
     audit_log: "AuditLog"
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
-        """Records the sample ids of this replica's batch, then trains on the rest of it."""
+        """Records the sample ids, then trains on images and labels."""
         *batch, sample_ids = data
         replica_id = tf.distribute.get_replica_context().replica_id_in_sync_group
         tf.py_function(self.audit_log.record, [replica_id, sample_ids], [])
@@ -32,11 +35,13 @@ class AuditedModel(DataParallelModel):
 
 
 class AuditLog:
-    """A file of one JSON object a step and replica: {"step", "replica", "ids"}.
+    """A file of sample ids by step and replica.
+
+    Each line is a JSON object: {"step", "replica", "ids"}.
 
     Args:
-        path: Appended to, so that a run that was interrupted goes on in the same file.
-        current_step: Returns the step under way, counted from 0.
+        path: The file. Lines are appended, so a resumed run continues it.
+        current_step: Returns the current step, counted from 0.
     """
 
     def __init__(self, path: Path, current_step: Callable[[], int]) -> None:
@@ -45,7 +50,7 @@ class AuditLog:
         self._current_step = current_step
 
     def record(self, replica_id: tf.Tensor, sample_ids: tf.Tensor) -> None:
-        """Writes the ids that a replica takes in the step under way (counted from 0)."""
+        """Writes a replica's sample ids in the current step."""
         line = {
             "step": self._current_step(),
             "replica": int(replica_id),
@@ -56,13 +61,13 @@ class AuditLog:
 
 @dataclasses.dataclass(frozen=True)
 class EpochAudit:
-    """What an epoch used.
+    """The samples that an epoch used.
 
     Attributes:
         epoch: From 1, as in `metrics.jsonl`.
-        num_used: Sample ids used, repetitions counted.
+        num_used: Number of samples used, repetitions included.
         repeated: Ids used more than once.
-        dropped: Ids not used: the tail that does not fill a global minibatch.
+        dropped: Ids not used, because they did not fill a global minibatch.
         sequence_sha256: Digest of the ordered global minibatch sequence, equal for any number
             of workers.
     """
@@ -75,15 +80,16 @@ class EpochAudit:
 
 
 def read_audit(folder: Path) -> dict[int, np.ndarray]:
-    """Returns the ordered sample ids of each step, from the records of all workers.
+    """Returns the ordered sample ids of each step.
 
-    A step that was run again after an interruption counts once, and must have been given the same.
+    A step that was run again after an interruption counts once. Both times it must have used the
+    same samples.
 
     Args:
-        folder: Holds `worker-*.jsonl`.
+        folder: Folder of the files `worker-*.jsonl`.
 
     Raises:
-        ValueError: no records, or a step and replica with two different records.
+        ValueError: there are no records, or a step and replica have two different records.
     """
     parts: dict[int, dict[int, list[int]]] = collections.defaultdict(dict)
     for path in sorted(folder.glob("worker-*.jsonl")):
@@ -112,7 +118,7 @@ def audit_epochs(
     """Checks each whole epoch.
 
     Args:
-        ids_by_step: As from `read_audit`.
+        ids_by_step: Sample ids of each step, as `read_audit` returns them.
         epochs_of_steps: The steps of each epoch, in order.
         num_examples: Size of the training set.
 

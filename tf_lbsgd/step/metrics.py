@@ -7,9 +7,10 @@ import keras
 
 @keras.saving.register_keras_serializable(package="tf_lbsgd")
 class SampleCount(keras.metrics.Metric):
-    """Number of samples seen: proof that none was lost and none was counted twice.
+    """Counts the samples seen.
 
-    Exact to 2**24 samples (float32), 13 times ImageNet.
+    It shows that no sample was lost or counted twice. It is exact up to 2**24 samples (float32), 13
+    times ImageNet.
     """
 
     def __init__(self, name: str = "images", **kwargs: Any) -> None:
@@ -22,4 +23,4 @@ class SampleCount(keras.metrics.Metric):
 
     def result(self) -> Any:
         """Returns the count, a scalar."""
-        return keras.ops.copy(self.count)  # a value, which later updates leave alone
+        return keras.ops.copy(self.count)  # a value, which later updates do not change

@@ -1,9 +1,11 @@
-"""From a replica's batch to its micro-batches: their samples, and the state they start from."""
+"""Splits a replica's batch into micro-batches."""
 
 from typing import Any
 
 import keras
 import tensorflow as tf
+
+from tf_lbsgd import private_api
 
 # Weyl increment 2**32 / golden ratio: distinct, well-spread keys for the dropout masks of
 # micro-batch 0, 1, 2, ... of one step.
@@ -11,10 +13,10 @@ _SEED_STRIDE = 0x9E3779B9
 
 
 def check_size(micro_batch_size: int | None) -> None:
-    """Refuses what is neither None nor a number of samples.
+    """Refuses a size that is not None or positive.
 
     Raises:
-        ValueError: says what was received and expected.
+        ValueError: it is neither None nor a positive int.
     """
     if micro_batch_size is None:
         return
@@ -26,15 +28,20 @@ def check_size(micro_batch_size: int | None) -> None:
 
 
 def batch_dimension(data: Any) -> tf.Tensor | int:
-    """Number of samples: a Python int where known when tracing, else an int32 scalar."""
+    """Returns the number of samples.
+
+    It is a Python int if known when tracing, else an int32 scalar.
+    """
     first = next(t for t in tf.nest.flatten(data) if t is not None)
     static = first.shape[0]
     return tf.shape(first)[0] if static is None else static
 
 
 def slice_batch(data: Any, start: tf.Tensor, size: int | tf.Tensor) -> Any:
-    """Rows [start, start + size) of every tensor, fewer at the end; of static size where all are
-    equally large.
+    """Returns rows [start, start + size) of every tensor.
+
+    There are fewer at the end of the batch. Their number is static if all micro-batches are equally
+    large.
     """
     batch = batch_dimension(data)
     is_even = isinstance(batch, int) and isinstance(size, int) and batch % size == 0
@@ -49,18 +56,22 @@ def slice_batch(data: Any, start: tf.Tensor, size: int | tf.Tensor) -> Any:
 
 
 def replica_spec(spec: tf.TypeSpec) -> Any:
-    """Spec of one replica's value in an element of a (distributed) data set, batch size free."""
+    """Returns the spec of one replica's value, batch size free.
+
+    Args:
+        spec: Spec of a value in an element of a data set, distributed or not.
+    """
     if isinstance(spec, tf.NoneTensorSpec):
         return None
-    spec = spec if hasattr(spec, "shape") else spec._value_specs[0]
+    spec = spec if hasattr(spec, "shape") else private_api.first_replica_spec(spec)
     return tf.TensorSpec([None, *spec.shape[1:]], spec.dtype)
 
 
 def initial_state(variable: keras.Variable, micro_batch_index: tf.Tensor) -> tf.Tensor:
-    """Value of a non-trainable variable at the start of a micro-batch.
+    """Returns a non-trainable variable's value before a micro-batch.
 
     All micro-batches of a step start from the same state, but each draws its own random numbers
-    (dropout): its index enters the key of a seed generator, so that masks depend on the position
+    (dropout). Its index enters the key of a seed generator, so that masks depend on the position
     in the global minibatch and not on the number of workers.
     """
     value = tf.convert_to_tensor(variable)

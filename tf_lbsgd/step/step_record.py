@@ -1,8 +1,8 @@
-"""What a step tells about every replica, and what this process is doing within its step.
+"""Reports of all replicas, and progress of this process.
 
-A replica's report is a row of numbers. Each replica puts its own into a table of zeros,
-[num_replicas, len(_COLUMNS)] float32, which travels in the step's one all-reduce: after the SUM
-every worker holds the whole table and, reading the same, decides the same.
+A replica's report is a row of numbers. Each replica puts its own row into a table of zeros,
+[num_replicas, len(_COLUMNS)] float32, which is part of the step's one all-reduce. After the SUM
+every worker has the same table, so all workers make the same decision.
 """
 
 import dataclasses
@@ -26,14 +26,16 @@ WAITING_FOR_WORKERS = "waiting for the other workers"
 
 @dataclasses.dataclass(frozen=True)
 class StepReport:
-    """The reports of all replicas on one step, equal on every worker; arrays are [num_replicas].
+    """The reports of all replicas on one step.
+
+    They are equal on every worker. All arrays are [num_replicas].
 
     Attributes:
         non_finite_loss: bool, whether the replica's own loss was not finite.
-        non_finite_gradient: bool, the same of its gradient, before the all-reduce.
-        data_seconds: float32, how long it waited for its data.
-        compute_seconds: float32, how long its forward and backward passes took; without the
-            time it waited for other replicas.
+        non_finite_gradient: bool, whether its own gradient was not finite, before the all-reduce.
+        data_seconds: float32, time that it waited for its data.
+        compute_seconds: float32, time of its forward and backward passes, without the time that
+            it waited for other replicas.
         stop_requested: bool, whether its process was asked to stop.
     """
 
@@ -46,17 +48,19 @@ class StepReport:
 
 @dataclasses.dataclass
 class StepRecord:
-    """What the last step saw, equal on every worker; read by callbacks.
+    """Results of the last step, for callbacks.
+
+    They are equal on every worker.
 
     Attributes:
         gradient_norm: float32 scalar, L2 norm of the reduced mean gradient.
         skipped_steps: int64 scalar, steps not applied because that gradient was not finite.
-        overflows: int64 scalar, those among them that are the float16 loss scale's business: all
-            losses were finite and the scale was above 1, so that a smaller one may do.
+        overflows: int64 scalar, those of them where the float16 loss scale may have been too
+            large: all losses were finite and the scale was above 1.
         first_non_finite: int64 scalar, index of the first trainable variable whose reduced
-            gradient was not finite in the last step; -1: none.
+            gradient was not finite in the last step, or -1.
         gradient_variance, squared_gradient: float32 scalars, noise and signal in the gradients of
-            the last step, by `gradient_noise.estimate`; 0 if it was not applied.
+            the last step, by `gradient_noise.estimate`. 0 if the step was not applied.
         table: float32 [num_replicas, columns]: the reports of the last step.
     """
 
@@ -70,7 +74,7 @@ class StepRecord:
 
     @classmethod
     def create(cls, num_replicas: int) -> "StepRecord":
-        """Makes the variables; call it in the scope of the strategy."""
+        """Creates the variables. Call it under `strategy.scope()`."""
 
         def variable(name: str, initial_value: tf.Tensor) -> tf.Variable:
             return tf.Variable(initial_value, trainable=False, name=name)
@@ -87,7 +91,7 @@ class StepRecord:
 
     @property
     def non_finite_steps(self) -> int:
-        """Steps not applied for a reason that a smaller loss scale would not cure."""
+        """Steps not applied, without those counted as overflows."""
         return int(self.skipped_steps.numpy()) - int(self.overflows.numpy())
 
     def report(self) -> StepReport:
@@ -98,13 +102,14 @@ class StepRecord:
 
 
 class LocalProgress:
-    """What this process is doing within its step; its threads may read it at any time.
+    """What this process is doing within its step.
 
-    The compiled step calls in through `tf.numpy_function`, some 20 microseconds a call.
+    Its threads may read it at any time. The compiled step calls the methods through
+    `tf.numpy_function`, about 20 microseconds a call.
 
     Attributes:
         stage: WAITING_FOR_DATA, COMPUTING or WAITING_FOR_WORKERS.
-        stop_requested: Set by whoever wants the workers to stop: the coming step tells all.
+        stop_requested: Whether this process wants all workers to stop. The next step reports it.
     """
 
     def __init__(self) -> None:
@@ -113,17 +118,21 @@ class LocalProgress:
         self._wait_start = self._compute_start = time.monotonic()
 
     def wait_for_data(self) -> None:
-        """Notes that a step begins."""
+        """Records that a step begins."""
         self.stage = WAITING_FOR_DATA
         self._wait_start = time.monotonic()
 
     def compute(self) -> None:
-        """Notes that the data of the step are there."""
+        """Records that the data of the step have arrived."""
         self.stage = COMPUTING
         self._compute_start = time.monotonic()
 
     def report(self, loss: np.ndarray, gradient_norm: np.ndarray) -> np.ndarray:
-        """Notes that a replica is done computing, and returns its row, [columns] float32."""
+        """Records that a replica has finished computing.
+
+        Returns:
+            Its row of the table, [columns] float32.
+        """
         self.stage = WAITING_FOR_WORKERS
         row = (
             not np.isfinite(loss),
@@ -136,22 +145,29 @@ class LocalProgress:
 
 
 def table_of_one(row: tf.Tensor, replica_id: tf.Tensor, num_replicas: int) -> tf.Tensor:
-    """Returns zeros but for one replica's row: [num_replicas, columns] float32.
+    """Returns a table of zeros with one replica's row.
 
     Args:
         row: [columns] float32, as `LocalProgress.report` returns it.
         replica_id: int32 scalar.
         num_replicas: Rows of the table.
+
+    Returns:
+        [num_replicas, columns], float32.
     """
     row = tf.ensure_shape(row, (len(_COLUMNS),))
     return tf.scatter_nd([[replica_id]], [row], (num_replicas, len(_COLUMNS)))
 
 
 def any_non_finite_loss(table: tf.Tensor) -> tf.Tensor:
-    """Whether a replica's loss was not finite: bool scalar of a [num_replicas, columns] table."""
+    """Returns whether any loss was not finite, a bool scalar.
+
+    Args:
+        table: [num_replicas, columns], float32.
+    """
     return tf.reduce_any(table[:, _COLUMNS.index("non_finite_loss")] > 0)
 
 
 def half_squared_norms(tensors: list[tf.Tensor]) -> tf.Tensor:
-    """Half the squared L2 norm of each tensor: [len(tensors)] float32."""
+    """Returns half of each squared L2 norm, [len(tensors)] float32."""
     return tf.stack([tf.nn.l2_loss(t) for t in tensors]) if tensors else tf.zeros(0)

@@ -1,0 +1,53 @@
+"""The totals of a step: their order in the all-reduce, and their means."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tf_lbsgd.step.totals import EvaluationTotals, TrainingTotals
+
+
+def training_totals(**changes):
+    totals = TrainingTotals(
+        gradients=[tf.constant([2.0, 4.0]), tf.constant(8.0)],
+        metric_states=[tf.constant(3.0)],
+        num_micro_batches=tf.constant(5.0),
+        num_samples=tf.constant(4.0),
+        reports=tf.ones((2, 5)),
+        state_changes=[tf.constant([12.0])],
+        weighted_squared_norms=tf.constant(7.0),
+    )
+    return totals._replace(**changes)
+
+
+@pytest.mark.parametrize("totals", [TrainingTotals, EvaluationTotals])
+def test_fields_are_in_alphabetical_order(totals):
+    """As the keys of a dict, which the all-reduce would sort: recorded runs depend on it."""
+    assert list(totals._fields) == sorted(totals._fields)
+
+
+def test_leaves_travel_in_the_order_of_the_fields():
+    totals = training_totals()
+    leaves = [leaf.numpy().tolist() for leaf in tf.nest.flatten(totals)]
+    as_dict = [leaf.numpy().tolist() for leaf in tf.nest.flatten(totals._asdict())]
+    assert leaves == as_dict
+    assert leaves[:3] == [[2.0, 4.0], 8.0, 3.0]
+
+
+def test_reports_are_no_leaf_until_they_are_there():
+    assert len(tf.nest.flatten(training_totals(reports=()))) == 7
+
+
+def test_means_divide_gradients_and_state_changes_alone():
+    totals = training_totals()
+    means = totals.means()
+    np.testing.assert_array_equal(means.gradients[0], [0.5, 1.0])
+    np.testing.assert_array_equal(means.gradients[1], 2.0)
+    np.testing.assert_array_equal(means.state_changes[0], [3.0])
+    for name in set(totals._fields) - {"gradients", "state_changes"}:
+        assert getattr(means, name) is getattr(totals, name)
+
+
+def test_means_of_no_samples_are_zero():
+    means = training_totals(num_samples=tf.constant(0.0)).means()
+    np.testing.assert_array_equal(means.gradients[0], [0.0, 0.0])

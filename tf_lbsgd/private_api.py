@@ -1,0 +1,185 @@
+"""Wraps the private names of Keras and TensorFlow.
+
+No other file of the package uses any. Each function names its upstream file, as of keras 3.15.1
+and tensorflow 2.21.0. When one of the two is upgraded, compare these files first. The private
+methods that `tf_lbsgd/step/trainer.py` overrides are there, and name their files too.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras.src.utils import naming
+
+# ---- models ----
+
+
+def reset_names() -> None:
+    """Makes Keras number the names of new layers from the start.
+
+    Upstream: keras/src/utils/naming.py, `reset_uids`.
+    """
+    naming.reset_uids()
+
+
+def compute_loss(
+    model: keras.Model, *, x: Any, y: Any, y_pred: Any, sample_weight: Any, training: bool
+) -> tf.Tensor:
+    """Returns a model's loss, regularizers included: a float scalar.
+
+    It also serves models whose `compute_loss` has no `training` argument.
+    Upstream: keras/src/trainers/trainer.py, `Trainer._compute_loss`.
+
+    Args:
+        model: A compiled model.
+        x: Inputs, leaves [micro_batch, ...].
+        y: Targets, leaves [micro_batch, ...].
+        y_pred: Outputs of the model, leaves [micro_batch, ...].
+        sample_weight: None, or leaves [micro_batch].
+        training: Whether this is a training step.
+    """
+    return model._compute_loss(
+        x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training
+    )
+
+
+def update_loss_metric(model: keras.Model, loss: tf.Tensor, num_samples: tf.Tensor) -> None:
+    """Adds a mean loss to the metric named "loss".
+
+    Upstream: keras/src/trainers/trainer.py, `Trainer._loss_tracker`.
+
+    Args:
+        model: A compiled model.
+        loss: Mean over some samples, a float scalar.
+        num_samples: Their number, a float32 scalar.
+    """
+    model._loss_tracker.update_state(loss, sample_weight=num_samples)
+
+
+def build_symbolically(model: keras.Model, data_batch: Any) -> None:
+    """Creates the variables of layers, metrics and optimizer.
+
+    The shapes and dtypes of the data are enough for it.
+    Upstream: keras/src/trainers/trainer.py, `Trainer._symbolic_build`.
+
+    Args:
+        model: A compiled model.
+        data_batch: (x, y, sample_weight), a value or a `tf.TensorSpec` for each leaf.
+    """
+    model._symbolic_build(data_batch=data_batch)
+
+
+def turn_optionals_into_none(
+    model: keras.Model, step: Callable[[Any], Any]
+) -> Callable[[Any], Any]:
+    """Returns a step that gets None for each `tf.experimental.Optional`.
+
+    Keras puts these where a batch has no value, such as no sample weights.
+    Upstream: keras/src/backend/tensorflow/trainer.py, `TensorFlowTrainer._autoconvert_optionals`.
+
+    Args:
+        model: The model.
+        step: Takes a batch, a nested structure of tensors and None.
+    """
+    return model._autoconvert_optionals(step)
+
+
+def dataset_of_iterator(iterator: Any) -> tf.data.Dataset | tf.distribute.DistributedDataset:
+    """Returns the data set behind an iterator of `fit`.
+
+    Upstream: keras/src/backend/tensorflow/trainer.py, `TFEpochIterator._distributed_dataset`.
+
+    Args:
+        iterator: A `TFEpochIterator`.
+    """
+    return iterator._distributed_dataset
+
+
+# ---- optimizers ----
+
+
+def variable_index(optimizer: keras.optimizers.Optimizer, variable: tf.Variable) -> int:
+    """Returns the position of a variable in the optimizer.
+
+    Upstream: keras/src/optimizers/base_optimizer.py, `BaseOptimizer._get_variable_index`.
+
+    Args:
+        optimizer: A built optimizer.
+        variable: A trainable variable, or one device's copy of it.
+    """
+    return optimizer._get_variable_index(variable)
+
+
+@contextlib.contextmanager
+def gradients_already_reduced(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
+    """Keeps the optimizer from summing gradients over replicas.
+
+    Use it while an update is traced whose gradients are sums already.
+    Upstream: keras/src/backend/tensorflow/optimizer.py, `TFOptimizer._all_reduce_sum_gradients`.
+
+    Args:
+        optimizer: The optimizer whose `apply` is called, not a loss-scaling wrapper.
+    """
+    optimizer._all_reduce_sum_gradients = list
+    try:
+        yield
+    finally:
+        del optimizer._all_reduce_sum_gradients
+
+
+def apply_scaled_gradients(
+    optimizer: keras.optimizers.LossScaleOptimizer,
+    gradients: Sequence[tf.Tensor],
+    variables: Sequence[keras.Variable],
+) -> None:
+    """Applies finite gradients of the scaled loss.
+
+    It doubles the loss scale every `dynamic_growth_steps` steps.
+    Upstream: keras/src/optimizers/loss_scale_optimizer.py, `_stateful_handle_finite_grads`.
+
+    Args:
+        optimizer: The wrapper.
+        gradients: Gradients times the loss scale, of the variables' shapes.
+        variables: The trainable variables.
+    """
+    optimizer._stateful_handle_finite_grads(gradients, variables)
+
+
+def halve_loss_scale(optimizer: keras.optimizers.LossScaleOptimizer) -> None:
+    """Halves the loss scale, after gradients that are not finite.
+
+    Upstream: keras/src/optimizers/loss_scale_optimizer.py, `_stateful_handle_non_finite_grads`.
+    """
+    optimizer._stateful_handle_non_finite_grads()
+
+
+# ---- values on several replicas ----
+
+
+def first_replica_spec(spec: tf.TypeSpec) -> tf.TypeSpec:
+    """Returns the spec of the first replica's value.
+
+    Upstream: tensorflow/python/distribute/values.py, `PerReplicaSpec._value_specs`.
+
+    Args:
+        spec: A `PerReplicaSpec`, from the element spec of a distributed data set.
+    """
+    return spec._value_specs[0]
+
+
+def read_without_collective(variable: tf.Variable) -> None:
+    """Makes reads of a metric variable return the local copy.
+
+    Keras creates metric variables that add up over replicas whenever they are read
+    (keras/src/metrics/metric.py, `Metric.add_variable`). Such a read is a collective, in which a
+    worker that reads alone, such as a chief that saves, waits for ever.
+    Upstream: tensorflow/python/distribute/values.py, `DistributedVariable._aggregation`.
+
+    Args:
+        variable: Every replica's copy already holds the sum over all workers. A variable that is
+            not distributed stays as it is.
+    """
+    if isinstance(variable, tf.distribute.DistributedValues):
+        variable._aggregation = tf.VariableAggregation.ONLY_FIRST_REPLICA

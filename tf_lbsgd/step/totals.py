@@ -1,0 +1,62 @@
+"""The totals that a step sums over all replicas.
+
+Both tuples are `tf.nest` structures. The all-reduce packs their leaves in the order of the fields,
+which is alphabetical. With several workers, the place of a value in a pack can decide the order in
+which it is summed, so another order of the fields may change the last bits of a run.
+"""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+
+class TrainingTotals(NamedTuple):
+    """Sums of a training step.
+
+    Attributes:
+        gradients: [num_trainable], each of the shape and dtype of its variable. Sums over
+            samples of the gradient of the (scaled) loss.
+        metric_states: [num_metric_variables], each of the shape and dtype of its variable. What
+            to add to the metric variables.
+        num_micro_batches: float32 scalar.
+        num_samples: float32 scalar.
+        reports: float32 [num_replicas, columns], see `step_record`: this replica's row, the
+            others zero. () until the micro-batches are added up.
+        state_changes: [num_non_trainable], float32, each of the shape of its variable. Changes
+            that the micro-batches propose, each times its number of samples.
+        weighted_squared_norms: float32 scalar, see `gradient_noise.estimate`.
+    """
+
+    gradients: list[tf.Tensor]
+    metric_states: list[tf.Tensor]
+    num_micro_batches: tf.Tensor
+    num_samples: tf.Tensor
+    reports: tf.Tensor | tuple[()]
+    state_changes: list[tf.Tensor]
+    weighted_squared_norms: tf.Tensor
+
+    def means(self) -> "TrainingTotals":
+        """Divides gradients and state changes by the number of samples."""
+
+        def mean(total: tf.Tensor) -> tf.Tensor:
+            return tf.math.divide_no_nan(total, self.num_samples)
+
+        return self._replace(
+            gradients=[mean(g) for g in self.gradients],
+            state_changes=[mean(s) for s in self.state_changes],
+        )
+
+
+class EvaluationTotals(NamedTuple):
+    """Sums of an evaluation step.
+
+    Attributes:
+        metric_states: [num_metric_variables], each of the shape and dtype of its variable. What
+            to add to the metric variables.
+        num_samples: float32 scalar.
+        reports: As in `TrainingTotals`.
+    """
+
+    metric_states: list[tf.Tensor]
+    num_samples: tf.Tensor
+    reports: tf.Tensor | tuple[()]
