@@ -5,23 +5,33 @@ and tensorflow 2.21.0. When one of the two is upgraded, compare these files firs
 methods that `tf_lbsgd/step/trainer.py` overrides are there, and name their files too.
 """
 
+import collections
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
-from keras.src.utils import naming
+from keras.src.backend.common import global_state
 
 # ---- models ----
 
 
-def reset_names() -> None:
-    """Makes Keras number the names of new layers from the start.
+@contextlib.contextmanager
+def names_from_the_start() -> Iterator[None]:
+    """Names layers in a block as in a process that has built nothing yet.
 
-    Upstream: keras/src/utils/naming.py, `reset_uids`.
+    Keras counts layers without a name ("dense", "dense_1", ...) for the whole process, and their
+    variables are named after them. The counts that were there come back after the block.
+    Upstream: keras/src/utils/naming.py, `uniquify`.
     """
-    naming.reset_uids()
+    key = "object_name_uids"
+    before = global_state.get_global_attribute(key)
+    global_state.set_global_attribute(key, collections.defaultdict(int))
+    try:
+        yield
+    finally:
+        global_state.set_global_attribute(key, before)
 
 
 def compute_loss(

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 import keras
 import tensorflow as tf
 
-from tf_lbsgd import private_api
+from tf_lbsgd.private_api import names_from_the_start
 from tf_lbsgd.run import catalogue
 from tf_lbsgd.run.fields import refusal
 from tf_lbsgd.run.recipe import Recipe
@@ -48,8 +48,7 @@ def build_model(recipe: Recipe, num_classes: int, image_shape: Sequence[int]) ->
     """
     policy = _PRECISION_POLICIES[recipe.precision]
     keras.utils.set_random_seed(recipe.seed)
-    private_api.reset_names()  # layers and variables get the same names in each call
-    with _dtype_policy(policy):
+    with _dtype_policy(policy), names_from_the_start():
         model = _builder(recipe)(
             num_classes=num_classes, image_shape=tuple(image_shape), seed=recipe.seed, dtype=policy
         )
