@@ -17,7 +17,7 @@ from keras.src.utils import naming
 
 
 def reset_names() -> None:
-    """Makes Keras number the names of new layers from the start.
+    """Restarts the numbers in the names of new layers.
 
     Upstream: keras/src/utils/naming.py, `reset_uids`.
     """
