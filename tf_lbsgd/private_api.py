@@ -19,7 +19,7 @@ from keras.src.backend.common import global_state
 
 @contextlib.contextmanager
 def names_from_the_start() -> Iterator[None]:
-    """Names layers in a block as in a process that has built nothing yet.
+    """Names layers in a block as a fresh process would.
 
     Keras counts layers without a name ("dense", "dense_1", ...) for the whole process, and their
     variables are named after them. The counts that were there come back after the block.
