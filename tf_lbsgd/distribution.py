@@ -32,18 +32,11 @@ def create_strategy(cluster: Cluster | None = None) -> tf.distribute.Strategy:
 
     Raises:
         ClusterError: TF_CONFIG is malformed.
+        ValueError: TensorFlow has run an operation before.
     """
     cluster = Cluster.from_environment() if cluster is None else cluster
     if cluster.is_multi_worker:
-        return tf.distribute.MultiWorkerMirroredStrategy(
-            cluster_resolver=tf.distribute.cluster_resolver.SimpleClusterResolver(
-                tf.train.ClusterSpec({"worker": list(cluster.workers)}),
-                task_type="worker",
-                task_id=cluster.task_index,
-                num_accelerators=_accelerators_per_worker(),
-                rpc_layer="grpc",
-            )
-        )
+        return _create_multi_worker_strategy(cluster)
     num_replicas = replicas_per_worker()
     if num_replicas > 1:
         kind = "GPU" if tf.config.get_visible_devices("GPU") else "CPU"
@@ -51,6 +44,26 @@ def create_strategy(cluster: Cluster | None = None) -> tf.distribute.Strategy:
     if tf.config.get_visible_devices("GPU"):
         return tf.distribute.OneDeviceStrategy("GPU:0")
     return tf.distribute.get_strategy()
+
+
+def _create_multi_worker_strategy(cluster: Cluster) -> tf.distribute.Strategy:
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec({"worker": list(cluster.workers)}),
+        task_type="worker",
+        task_id=cluster.task_index,
+        num_accelerators=_accelerators_per_worker(),
+        rpc_layer="grpc",
+    )
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
+    except RuntimeError as error:
+        if "program startup" not in str(error):
+            raise
+        raise ValueError(
+            "TensorFlow has started already, so this process cannot join other workers. Received: "
+            "a TensorFlow operation before the strategy. Expected: create_strategy() first. A "
+            "module that --model or --dataset names runs no operation while it is imported."
+        ) from error
 
 
 def replicas_per_worker() -> int:
