@@ -6,16 +6,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import epoch_metrics, run, train
+from worker_processes import ONE_THREAD
 
 ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**ONE_THREAD, "PYTHONPATH": str(ROOT)}
 OWN_MODEL = "--model=examples.own_model:small_network"
 OWN_DATASET = "--dataset=examples.own_dataset:shoes"
 SMALL = (
-    *("--global_batch_size=64", "--micro_batch_size=16", "--reference_batch_size=64"),
+    *("--global_batch_size=512", "--micro_batch_size=64", "--reference_batch_size=512"),
     *("--base_learning_rate=0.02", "--epochs=1", "--deterministic"),
 )
-# Sums of float32 in another order. Sixteen images' batch norms amplify them a little.
-TOLERANCE = 1e-4
+# Float32 sums in another order, over the five steps of an epoch. In many more steps a ReLU's
+# argument may cross zero in one layout only, and the weights behind it jump (see BUILD.md).
+TOLERANCE = 1e-5
 
 
 def newest_arrays(run_dir: Path) -> dict[str, np.ndarray]:
@@ -35,12 +38,12 @@ def assert_equal_weights(one: Path, other: Path) -> None:
 @pytest.fixture(scope="module")
 def two_workers(tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("examples") / "two"
-    train(run_dir, 2, OWN_MODEL, OWN_DATASET, *SMALL, PYTHONPATH=str(ROOT))
+    train(run_dir, 2, OWN_MODEL, OWN_DATASET, *SMALL, **ENVIRONMENT)
     return run_dir
 
 
 def test_one_process_and_two_workers_train_them_alike(two_workers, tmp_path):
-    train(tmp_path / "one", 1, OWN_MODEL, OWN_DATASET, *SMALL, PYTHONPATH=str(ROOT))
+    train(tmp_path / "one", 1, OWN_MODEL, OWN_DATASET, *SMALL, **ENVIRONMENT)
     assert_equal_weights(two_workers, tmp_path / "one")
     one, two = (epoch_metrics(folder)[0] for folder in (tmp_path / "one", two_workers))
     assert one["validation_images"] == two["validation_images"] > 0
@@ -49,7 +52,7 @@ def test_one_process_and_two_workers_train_them_alike(two_workers, tmp_path):
 
 def test_evaluate_and_export_name_the_code_first_and_report_runs_none(two_workers, tmp_path):
     for binary, arguments in (("evaluate", ()), ("export", (f"--output={tmp_path / 'x.keras'}",))):
-        completed = run(binary, f"--run_dir={two_workers}", *arguments, PYTHONPATH=str(ROOT))
+        completed = run(binary, f"--run_dir={two_workers}", *arguments, **ENVIRONMENT)
         assert completed.returncode == 0, completed.stderr
         said = completed.stdout.splitlines()[:2]
         assert said == [
@@ -69,7 +72,7 @@ def test_evaluate_and_export_name_the_code_first_and_report_runs_none(two_worker
 def test_code_that_changes_in_mid_run_is_recorded_and_said(tmp_path):
     module = tmp_path / "mine.py"
     module.write_text((ROOT / "examples/own_model.py").read_text())
-    flags = ("--model=mine:small_network", "--dataset=synthetic:8x8x1x3x64", *SMALL)
+    flags = ("--model=mine:small_network", "--dataset=synthetic:8x8x1x3x512", *SMALL)
     train(tmp_path / "run", 1, *flags, PYTHONPATH=str(tmp_path))
     (tmp_path / "run" / "result.json").unlink()  # as if it had been interrupted at its end
     module.write_text(module.read_text() + "\n# another line\n")
@@ -82,7 +85,7 @@ def test_code_that_changes_in_mid_run_is_recorded_and_said(tmp_path):
 
 
 def test_a_user_function_that_cannot_be_loaded_is_refused_before_anything_starts(tmp_path):
-    flags = ("--dataset=synthetic:8x8x1x3x64", "--model=a_module_that_is_nowhere:tiny", *SMALL)
+    flags = ("--dataset=synthetic:8x8x1x3x512", "--model=a_module_that_is_nowhere:tiny", *SMALL)
     completed = run("launch", "--num_workers=2", "--", f"--run_dir={tmp_path / 'run'}", *flags)
     assert completed.returncode == 2
     assert "Error: a_module_that_is_nowhere:tiny cannot be imported." in completed.stderr
@@ -98,6 +101,6 @@ def test_a_network_of_keras_applications_trains_alike_in_every_layout(tmp_path):
         *("--base_learning_rate=0.001", "--epochs=1", "--deterministic"),
     )
     for num_workers in (1, 2, 4):
-        train(tmp_path / str(num_workers), num_workers, *flags, PYTHONPATH=str(ROOT))
+        train(tmp_path / str(num_workers), num_workers, *flags, **ENVIRONMENT)
     assert_equal_weights(tmp_path / "1", tmp_path / "2")
     assert_equal_weights(tmp_path / "1", tmp_path / "4")
