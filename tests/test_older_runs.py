@@ -15,10 +15,11 @@ from tf_lbsgd.training import run_training
 from tf_lbsgd.workers.cluster import Cluster
 
 RUNS = Path(__file__).parent / "data" / "runs"
+FOLDERS = sorted(RUNS.glob("version-*"))
 RESULTS = Path(__file__).parents[1] / "results"
 
 
-@pytest.mark.parametrize("folder", sorted(RUNS.glob("version-*")), ids=lambda path: path.name)
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
 def test_a_run_of_an_older_version_goes_on_where_it_was(folder, tmp_path):
     run_dir = tmp_path / "run"
     shutil.copytree(folder, run_dir)
@@ -32,6 +33,10 @@ def test_a_run_of_an_older_version_goes_on_where_it_was(folder, tmp_path):
     # The epoch that was under way counts all of its images, those before the change of version too.
     assert {m["train_images"] for m in metrics} == {before[0]["train_images"]}
     assert read_record(run_dir).recipe == recipe.to_json()
+
+
+def test_there_are_runs_of_older_versions():
+    assert FOLDERS
 
 
 def test_records_of_the_reproduction_have_their_digest_still():
