@@ -94,9 +94,12 @@ def test_a_user_function_that_cannot_be_loaded_is_refused_before_anything_starts
 
 @pytest.mark.long
 def test_a_network_of_keras_applications_trains_alike_in_every_layout(tmp_path):
-    """ResNet50V2, with stock batch norm, unseeded initializers and no class of ours."""
+    """ResNet50V2: stock batch norm, unseeded initializers, no class of ours.
+
+    One step, since statistics over four images amplify rounding more than a thousandfold a step.
+    """
     flags = (
-        *("--model=examples.own_model:resnet50v2", "--dataset=synthetic:32x32x3x4x32"),
+        *("--model=examples.own_model:resnet50v2", "--dataset=synthetic:32x32x3x4x16"),
         *("--global_batch_size=16", "--micro_batch_size=4", "--reference_batch_size=16"),
         *("--base_learning_rate=0.001", "--epochs=1", "--deterministic"),
     )
