@@ -1,6 +1,7 @@
 """A checkpoint is whole or not there; what does not fit is refused before anything changes."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -366,3 +367,94 @@ def test_a_best_that_is_damaged_is_no_longer_the_best(tmp_path):
     checkpoints.clean(tmp_path, newest_step=3)
     checkpoints.mark_best(tmp_path, 3, 90.0, keep=3)
     assert_equal(checkpoints.load_checkpoint(tmp_path, "best"), checkpoint(3))
+
+
+# ----------------------------------------------------------------------------- damage and retention
+
+
+def damage_arrays(folder: Path, *steps: int) -> None:
+    for step in steps:
+        truncate(*(folder / f"step-{step:09d}.{kind}" for kind in ("npz", "json")))
+
+
+def resume(folder: Path) -> int:
+    newest = load_newest_checkpoint(folder)
+    step = 0 if newest is None else newest.step
+    checkpoints.clean(folder, step)
+    return step
+
+
+def test_damaged_checkpoints_do_not_count_among_those_that_stay(tmp_path, capsys):
+    save(tmp_path, 7, 8, 9)
+    damage_arrays(tmp_path, 8, 9)
+    assert resume(tmp_path) == 7
+    save(tmp_path, 8, keep=2)
+    assert [c.step for c in checkpoints.load_all_checkpoints(tmp_path)] == [7, 8]
+    aside = {f"step-00000000{step}.{kind}" for step in (8, 9) for kind in ("json", "npz")}
+    assert names(tmp_path / "damaged") == aside
+    said = capsys.readouterr().out
+    assert f"moved to {tmp_path / 'damaged'}: step-000000008.json, step-000000009.json" in said
+    resume(tmp_path)
+    assert "damaged" not in capsys.readouterr().out
+
+
+def test_an_older_checkpoint_that_is_damaged_does_not_count_either(tmp_path):
+    save(tmp_path, 6, 7, 8)
+    damage_arrays(tmp_path, 7)
+    assert resume(tmp_path) == 8
+    save(tmp_path, 9, keep=3)
+    assert [c.step for c in checkpoints.load_all_checkpoints(tmp_path)] == [6, 8, 9]
+
+
+def test_a_checkpoint_under_the_name_of_another_step_is_damaged(tmp_path):
+    save(tmp_path, 8)
+    for kind in ("npz", "json"):
+        shutil.copy(tmp_path / f"step-000000008.{kind}", tmp_path / f"step-000000099.{kind}")
+    assert_equal(load_newest_checkpoint(tmp_path), checkpoint(8))
+
+
+@pytest.mark.parametrize("name", ["step-000000008 (copy)", "step-final", "notes", "step-9"])
+def test_files_of_others_are_named_and_left_alone(tmp_path, name, capsys):
+    save(tmp_path, 8)
+    for kind in ("json", "npz"):
+        (tmp_path / f"{name}.{kind}").write_text("mine")
+    (tmp_path / "mine").mkdir()
+    assert resume(tmp_path) == 8
+    save(tmp_path, 9, keep=1)
+    for kind in ("json", "npz"):
+        assert (tmp_path / f"{name}.{kind}").read_text() == "mine"
+    assert_equal(load_newest_checkpoint(tmp_path), checkpoint(9))
+    said = capsys.readouterr().out
+    assert all(said.count(text) == 1 for text in (f"{name}.json", f"{name}.npz", "mine"))
+
+
+BAD_JSON = {"torn": '{"step": 8', "list": "[]", "deep": "[" * 100_000, "kind": '{"step": "8"}'}
+
+
+@pytest.mark.parametrize("content", BAD_JSON.values(), ids=BAD_JSON)
+def test_a_best_that_cannot_be_read_stops_nothing(tmp_path, content, capsys):
+    save(tmp_path, 8)
+    (tmp_path / "best.json").write_text(content)
+    assert checkpoints.load_checkpoint(tmp_path, "best") is None
+    save(tmp_path, 9)
+    assert resume(tmp_path) == 9
+    assert "best.json" in capsys.readouterr().out
+    assert (tmp_path / "damaged" / "best.json").read_text() == content
+    checkpoints.mark_best(tmp_path, 9, 10.0, keep=3)
+    assert_equal(checkpoints.load_checkpoint(tmp_path, "best"), checkpoint(9))
+
+
+@pytest.mark.parametrize("content", BAD_JSON.values(), ids=BAD_JSON)
+def test_a_manifest_that_is_no_such_object_is_damage(tmp_path, content):
+    save(tmp_path, 8, 9)
+    (tmp_path / "step-000000009.json").write_text(content)
+    assert resume(tmp_path) == 8
+
+
+def test_checkpoints_after_a_step_are_set_aside(tmp_path):
+    folder, aside = tmp_path / "checkpoints", tmp_path / "aside"
+    save(folder, 7, 8, 9)
+    checkpoints.mark_best(folder, 9, 10.0, keep=3)
+    checkpoints.set_aside_after(folder, 7, aside)
+    assert names(folder) == {"step-000000007.json", "step-000000007.npz"}
+    assert [c.step for c in checkpoints.load_all_checkpoints(aside)] == [8, 9]

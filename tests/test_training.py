@@ -14,7 +14,8 @@ from tf_lbsgd import checkpoints, evaluation, training
 from tf_lbsgd.builders import create_model
 from tf_lbsgd.input_pipeline import UnreadableImageError
 from tf_lbsgd.input_pipeline.order import sample_ids
-from tf_lbsgd.preparation import open_split, prepare_run
+from tf_lbsgd.preparation import has_lost_checkpoints, open_split, prepare_run
+from tf_lbsgd.run.folder import RunFolder
 from tf_lbsgd.run.options import RunOptions
 from tf_lbsgd.run.plan import Plan
 from tf_lbsgd.run.recipe import Recipe
@@ -168,6 +169,47 @@ def test_a_checkpoint_of_another_recipe_is_refused(growing, tmp_path):
     (folder / "recipe.json").write_text(json.dumps(other.to_json()))
     with pytest.raises(ValueError, match=r"step-000000008 is of another recipe.*Received.*Exp"):
         run(other, folder)
+
+
+# ----------------------------------------------------------------------------- a damaged folder
+
+
+def test_a_run_that_lost_its_checkpoints_starts_again_only_when_told_to(tmp_path):
+    recipe, options = dataclasses.replace(RECIPE, epochs=1), RunOptions(restart_from_scratch=True)
+    run(recipe, tmp_path)
+    state, recorded = state_of(tmp_path), (tmp_path / "metrics.jsonl").read_text()
+    (tmp_path / "result.json").unlink()
+    npz = tmp_path / "checkpoints" / "step-000000006.npz"
+    npz.write_bytes(npz.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"recorded epochs, .* Expected: .*--restart_from_scratch"):
+        run(recipe, tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_text() == recorded
+
+    run(recipe, tmp_path, options)
+    assert [epoch["epoch"] for epoch in metrics_of(tmp_path)] == [1]
+    assert_states_agree(state_of(tmp_path), state)
+    aside = tmp_path / "before-restart-1"
+    assert (aside / "metrics.jsonl").read_text() == recorded
+    names = {path.name for path in (aside / "checkpoints").iterdir()}
+    assert names == {"step-000000006.json", "step-000000006.npz"}
+
+    (tmp_path / "result.json").unlink()  # a restart of the same command would go on
+    assert not has_lost_checkpoints(RunFolder(tmp_path))
+
+
+def test_a_run_whose_folder_is_removed_ends_and_makes_no_other(growing, tmp_path, monkeypatch):
+    folder = copy_until(growing, tmp_path / "resumed", 8)
+    count = training.TrainingPosition.on_train_batch_end
+
+    def remove_at_step_10(position, batch, logs=None):
+        count(position, batch, logs)
+        if position.step == 10:
+            shutil.rmtree(folder)
+
+    monkeypatch.setattr(training.TrainingPosition, "on_train_batch_end", remove_at_step_10)
+    with pytest.raises(ValueError, match=r"run folder was removed while"):
+        run(GROWING, folder)
+    assert not folder.exists()
 
 
 # ----------------------------------------------------------------------------- averaged weights

@@ -4,6 +4,8 @@ A checkpoint is `step-S.npz` and its manifest, `step-S.json`, which is written l
 holds only arrays and no code, since `keras.models.load_model` had code-execution CVEs (2025-1550,
 -8747, -9906). A checkpoint is complete if there is a manifest and every byte fits the digests in
 it. `best.json` names the checkpoint of lowest validation error, which stays beside the newest ones.
+Damaged checkpoints are moved to `damaged/` when a run starts, so they never count among those that
+stay. Files with other names are passed over.
 
 Recipe and step are all that a run needs besides the arrays. The order of the data, the crops and
 the dropout masks are functions of (seed, epoch, step), so no position of an iterator is saved.
@@ -13,6 +15,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +24,9 @@ import keras
 import numpy as np
 
 from tf_lbsgd.run.files import (
+    NUMBER,
+    Kinds,
+    read_object,
     remove_temporary_files,
     replace_file,
     step_file,
@@ -29,6 +35,17 @@ from tf_lbsgd.run.files import (
 )
 
 _BEST = "best.json"
+_DAMAGED = "damaged"
+_BEST_KINDS: Kinds = {"step": (int,), "validation_top_1_error": NUMBER}
+_MANIFEST_KINDS: Kinds = {
+    "step": (int,),
+    "recipe_digest": (str,),
+    "epoch_so_far": (dict,),
+    "sha256": (str,),
+    "num_bytes": (int,),
+    "manifest_sha256": (str,),
+}
+_NAMED_FILES = 5
 
 Which = Literal["newest", "best"]
 
@@ -109,22 +126,60 @@ def mark_best(folder: Path, step: int, validation_top_1_error: float, keep: int)
 
 
 def clean(folder: Path, newest_step: int) -> None:
-    """Removes what an interrupted writer left behind.
+    """Prepares a folder for a run that continues.
 
-    Call it before a run continues. A best checkpoint that is damaged, or that is newer than
-    `newest_step`, is no longer marked as the best.
+    It removes what an interrupted writer left behind, and moves damaged files to `damaged/`. Every
+    checkpoint is read once for that, so the ones that stay are known to be complete. A best
+    checkpoint that is damaged, or that is newer than `newest_step`, is no longer marked as the
+    best. It prints the names of damaged files and of files that this package did not write.
 
     Args:
-        folder: Folder of the checkpoints.
+        folder: Folder of the checkpoints, without active writers. It need not exist.
         newest_step: Step from which the run continues.
     """
     remove_temporary_files(folder)
     for path in step_files(folder, ".npz"):
         if not path.with_suffix(".json").exists():
             path.unlink()
+    damaged = [path for path in _manifests(folder) if not _is_complete(path)]
+    if (folder / _BEST).is_file() and _best(folder) is None:
+        damaged.append(folder / _BEST)
+    if damaged:
+        arrays = [path.with_suffix(".npz") for path in damaged if path.name != _BEST]
+        _move([*damaged, *filter(Path.is_file, arrays)], folder / _DAMAGED)
+        print(f"Damaged files were moved to {folder / _DAMAGED}: {_list_names(damaged)}")
+    if strangers := _strangers(folder):
+        print(f"Files of other programs in {folder} are not used: {_list_names(strangers)}")
     best = _best_step(folder)
-    if best is not None and (best > newest_step or load_checkpoint(folder, "best") is None):
+    if best is not None and (best > newest_step or not step_file(folder, best, ".json").exists()):
         (folder / _BEST).unlink()
+
+
+def set_aside_after(folder: Path, step: int, destination: Path) -> None:
+    """Moves the checkpoints after a step to another folder.
+
+    A checkpoint that is marked as the best and moved is no longer the best.
+
+    Args:
+        folder: Folder of the checkpoints. It need not exist.
+        step: The checkpoints of this step and of earlier ones stay. With -1 none stays.
+        destination: Folder to move them to, on the same disk. It is made if it is absent.
+    """
+    files = [*_manifests(folder), *step_files(folder, ".npz")]
+    _move([path for path in files if step_of(path) > step], destination)
+    best = _best_step(folder)
+    if best is not None and best > step:
+        (folder / _BEST).unlink()
+
+
+def newest_complete_step(folder: Path) -> int | None:
+    """Returns the step of the newest complete checkpoint, or None.
+
+    It reads the file and prints nothing.
+    """
+    complete = (path for path in reversed(_manifests(folder)) if _is_complete(path))
+    newest = next(complete, None)
+    return None if newest is None else step_of(newest)
 
 
 def load_newest_checkpoint(folder: Path) -> Checkpoint | None:
@@ -198,15 +253,39 @@ def _load_complete(manifest_paths: Iterable[Path]) -> Iterator[Checkpoint]:
     for manifest_path in manifest_paths:
         try:
             yield _load(manifest_path)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError) as error:
             print(f"Checkpoint {manifest_path.stem} is damaged and was skipped: {error}")
 
 
 def _load(manifest_path: Path) -> Checkpoint:
-    manifest = json.loads(manifest_path.read_text())
+    manifest, content = _read_complete(manifest_path)
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        return Checkpoint(
+            manifest["step"], dict(arrays), manifest["recipe_digest"], manifest["epoch_so_far"]
+        )
+
+
+def _is_complete(manifest_path: Path) -> bool:
+    try:
+        _read_complete(manifest_path)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _read_complete(manifest_path: Path) -> tuple[dict[str, Any], bytes]:
+    """Returns a manifest and the bytes of the arrays.
+
+    Raises:
+        OSError: A file is missing or cannot be read.
+        ValueError: A digest, a size or the step does not fit.
+    """
+    manifest = read_object(manifest_path, _MANIFEST_KINDS)
     received = manifest.pop("manifest_sha256")
     if received != _digest_of(manifest):
         raise ValueError(f"manifest Received: {received} Expected: {_digest_of(manifest)}")
+    if manifest["step"] != step_of(manifest_path):
+        raise ValueError(f"step Received: {manifest['step']} Expected: {step_of(manifest_path)}")
     npz = manifest_path.with_suffix(".npz")
     if npz.stat().st_size != manifest["num_bytes"]:
         raise ValueError(f"bytes Received: {npz.stat().st_size} Expected: {manifest['num_bytes']}")
@@ -214,10 +293,7 @@ def _load(manifest_path: Path) -> Checkpoint:
     digest = hashlib.sha256(content).hexdigest()
     if digest != manifest["sha256"]:
         raise ValueError(f"SHA-256 Received: {digest} Expected: {manifest['sha256']}")
-    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        return Checkpoint(
-            manifest["step"], dict(arrays), manifest["recipe_digest"], manifest["epoch_so_far"]
-        )
+    return manifest, content
 
 
 def _manifest(checkpoint: Checkpoint, content: bytes) -> bytes:
@@ -248,13 +324,34 @@ def _remove_old(folder: Path, keep: int, best: int | None) -> None:
 
 
 def _best(folder: Path) -> dict[str, Any] | None:
-    path = folder / _BEST
-    return json.loads(path.read_text()) if path.exists() else None
+    """Returns the content of `best.json`, or None if it is absent or damaged."""
+    try:
+        return read_object(folder / _BEST, _BEST_KINDS)
+    except (OSError, ValueError):
+        return None
 
 
 def _best_step(folder: Path) -> int | None:
     best = _best(folder)
     return None if best is None else best["step"]
+
+
+def _move(paths: Iterable[Path], destination: Path) -> None:
+    destination.mkdir(parents=True, exist_ok=True)
+    for path in paths:
+        os.replace(path, destination / path.name)
+
+
+def _strangers(folder: Path) -> list[Path]:
+    """Returns what is in the folder and was not written by this package."""
+    ours = {*_manifests(folder), *step_files(folder, ".npz"), folder / _BEST, folder / _DAMAGED}
+    return sorted(path for path in folder.glob("*") if path not in ours)
+
+
+def _list_names(paths: list[Path]) -> str:
+    names = ", ".join(path.name for path in paths[:_NAMED_FILES])
+    unnamed = len(paths) - _NAMED_FILES
+    return f"{names} and {unnamed} more" if unnamed > 0 else names
 
 
 def _by_name(group: str, variables: list[Any]) -> dict[str, Any]:

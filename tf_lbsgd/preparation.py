@@ -13,9 +13,10 @@ import shutil
 from pathlib import Path
 from typing import Literal
 
-from tf_lbsgd import distribution, input_pipeline
+from tf_lbsgd import checkpoints, distribution, input_pipeline
 from tf_lbsgd.models.building import num_values
 from tf_lbsgd.run import catalogue, user_code
+from tf_lbsgd.run.files import step_files
 from tf_lbsgd.run.folder import RunFolder
 from tf_lbsgd.run.options import RunOptions
 from tf_lbsgd.run.plan import Plan
@@ -83,6 +84,13 @@ def prepare_run(
     options = options or RunOptions()
     run_folder = RunFolder(run_dir)
     run_folder.check(recipe)
+    if has_lost_checkpoints(run_folder) and not options.restart_from_scratch:
+        raise ValueError(
+            f"The run cannot continue. Received: recorded epochs, but no complete checkpoint in "
+            f"{run_folder.checkpoints} Expected: a checkpoint, such as a copy of one; or start "
+            "with --restart_from_scratch, which begins again at step 0 and moves the recorded "
+            "epochs aside; or choose another --run_dir."
+        )
     if options.cpu_replicas > 1:
         distribution.split_cpu(options.cpu_replicas)
     train = open_split(recipe, options, "train")
@@ -103,6 +111,20 @@ def prepare_run(
     return prepared
 
 
+def has_lost_checkpoints(run_folder: RunFolder) -> bool:
+    """Returns whether a run has recorded epochs but no checkpoint.
+
+    Such a run would start again at step 0 and drop the recorded epochs. A complete run has its
+    result and needs no checkpoint.
+
+    Raises:
+        ValueError: `result.json` or `metrics.jsonl` is not what a run writes.
+    """
+    if run_folder.read_result() is not None or not run_folder.read_metrics():
+        return False
+    return checkpoints.newest_complete_step(run_folder.checkpoints) is None
+
+
 def check_disk_space(prepared: PreparedRun) -> None:
     """Checks that the disk can hold two checkpoints.
 
@@ -113,7 +135,7 @@ def check_disk_space(prepared: PreparedRun) -> None:
     """
     needed = checkpoint_bytes(prepared.plan.recipe, prepared.train)
     folder = prepared.run_folder.checkpoints
-    missing = max(1, 2 - len(list(folder.glob("step-*.npz"))))
+    missing = max(1, 2 - len(step_files(folder, ".npz")))
     existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     free = shutil.disk_usage(existing).free
     if free < missing * needed:

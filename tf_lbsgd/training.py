@@ -30,7 +30,7 @@ from tf_lbsgd.callbacks import (
     TrainingPosition,
     WeightAveraging,
 )
-from tf_lbsgd.preparation import PreparedRun, agree_with_other_workers
+from tf_lbsgd.preparation import PreparedRun, agree_with_other_workers, has_lost_checkpoints
 from tf_lbsgd.run import catalogue, user_code
 from tf_lbsgd.run.folder import RunFolder, reported_error, reported_noise_scale
 from tf_lbsgd.run.plan import Plan
@@ -72,6 +72,8 @@ def run_training(prepared: PreparedRun, notice: PreemptionNotice | None = None) 
         print(f"This run is complete: {run_folder.path}")
         return result
 
+    if prepared.cluster.is_chief:  # now: the others wait for the chief before they read the folder
+        restart_from_scratch(run_folder)
     notice = notice or PreemptionNotice()
     notice.heed()  # all workers are here: if one left alone now, the others would wait for it
     strategy = distribution.create_strategy(prepared.cluster)
@@ -84,6 +86,17 @@ def run_training(prepared: PreparedRun, notice: PreemptionNotice | None = None) 
             if not culprit:
                 raise
             raise WorkerLostError(culprit) from error
+
+
+def restart_from_scratch(run_folder: RunFolder) -> None:
+    """Moves aside what a run without a readable checkpoint left.
+
+    `prepare_run` has refused such a run unless the user asked for that.
+    """
+    if has_lost_checkpoints(run_folder):
+        aside = run_folder.make_aside_folder()
+        checkpoints.set_aside_after(run_folder.checkpoints, -1, aside / "checkpoints")
+        print(f"The run starts again at step 0. What was there is in {aside}", flush=True)
 
 
 def train(
@@ -271,7 +284,7 @@ def callbacks_of_chief(
         TensorBoardScalars(run_folder, position),  # reads what the recorder wrote
         ProgressBar(position, recipe.epochs),
         CheckpointWriter(  # also saves the sums of the recorder and the noise so far
-            run_folder.checkpoints,
+            run_folder,
             position,
             every_steps=options.checkpoint_every_steps,
             keep=options.keep_checkpoints,

@@ -75,3 +75,68 @@ def test_files_of_steps_are_found_in_order(tmp_path):
         "step-000000009.json", "step-000000016.json", "step-1234567890.json",
     ]  # fmt: skip
     assert [files.step_of(path) for path in found] == [9, 16, 1_234_567_890]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "step-final.npz", "step-16.npz", "step-000000016 (copy).npz", "step-0000000016.npz",
+        "step-000000016.npz.bak", "step--00000016.npz", "step-٠٠٠٠٠٠٠١٦.npz", "xstep-000000016.npz",
+    ],
+)  # fmt: skip
+def test_files_that_only_look_like_those_of_a_step_are_passed_over(tmp_path, name):
+    (tmp_path / name).touch()
+    files.step_file(tmp_path, 17, ".npz").mkdir()
+    files.step_file(tmp_path, 18, ".npz").touch()
+    assert [path.name for path in files.step_files(tmp_path, ".npz")] == ["step-000000018.npz"]
+
+
+def test_temporary_files_of_others_stay(tmp_path):
+    names = {".mine.partial", ".x.0123.partial", f"y.{'0' * 32}.partial"}
+    for name in names:
+        (tmp_path / name).touch()
+    (tmp_path / f".{'z'}.{'0' * 32}.partial").mkdir()
+    files.remove_temporary_files(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {*names, f".z.{'0' * 32}.partial"}
+
+
+NOT_OBJECTS = {
+    "torn": b'{"step": 1',
+    "empty": b"",
+    "not text": b"\xff\xfe\x00",
+    "list": b"[]",
+    "deep": b"[" * 100_000,
+    "deep object": b'{"a":' * 100_000,
+    "long number": b'{"step": ' + b"9" * 5000 + b"}",
+    "key": b'{"epoch": 1}',
+    "kind": b'{"step": "1"}',
+    "boolean": b'{"step": true}',
+    "null": b'{"step": null}',
+}
+
+
+@pytest.mark.parametrize("content", NOT_OBJECTS.values(), ids=NOT_OBJECTS)
+def test_what_is_no_such_object_is_refused_and_named(tmp_path, content):
+    path = tmp_path / "best.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{path}.*Received: .* Expected: "):
+        files.read_object(path, {"step": (int,)})
+
+
+def test_an_object_is_read(tmp_path):
+    (tmp_path / "best.json").write_text('{"step": 1, "error": 2, "more": []}')
+    value = files.read_object(tmp_path / "best.json", {"step": (int,), "error": files.NUMBER})
+    assert value == {"step": 1, "error": 2, "more": []}
+
+
+def test_an_appended_line_is_on_the_disk(tmp_path, monkeypatch):
+    synced = []
+
+    def fsync(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").resolve()
+        synced.append(path.name if path.is_dir() else path.read_text())
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    for line in ("one", "two"):
+        files.append_line(tmp_path / "metrics.jsonl", line)
+    assert synced == ["one\n", tmp_path.name, "one\ntwo\n"]

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import os
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -124,6 +126,63 @@ def test_epochs_that_will_be_run_again_are_dropped(run_folder, completed):
     assert run_folder.read_metrics() == [metrics(e) for e in (1, 2, 3) if e <= completed]
     run_folder.append_metrics(metrics(9))  # on a line of its own
     assert run_folder.read_metrics()[-1] == metrics(9)
+
+
+@pytest.mark.parametrize("line", ["[]", "{}", "1", '{"epoch": "1", "step": 1}', "[" * 100_000, "{"])
+def test_a_line_that_is_no_epoch_is_named(run_folder, line):
+    run_folder.append_metrics(metrics(1))
+    with (run_folder.path / "metrics.jsonl").open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2.* Received: .* Expected: "):
+        run_folder.read_metrics()
+
+
+@pytest.mark.parametrize("text", ["[]", "", "[" * 100_000, '{"model": 1}'])
+@pytest.mark.parametrize("name", ["recipe.json", "result.json"])
+def test_a_file_that_is_not_ours_is_refused(run_folder, name, text):
+    (run_folder.path / name).write_text(text)
+    read = run_folder.read_recipe if name == "recipe.json" else run_folder.read_result
+    if (name, text) != ("result.json", '{"model": 1}'):
+        with pytest.raises(ValueError, match=r"Received: .* Expected: "):
+            read()
+
+
+def test_a_replacement_that_was_cut_off_counts_nothing(run_folder):
+    run_folder.logs.mkdir()
+    run_folder.replacements_log(0).write_text(
+        '{"epoch": 1, "id": 3}\n{"epoch": 1, "i{"epoch": 1, "id": 4}\n[]\n{"epoch": 2, "id": 5}\n'
+    )
+    assert run_folder.count_replaced_images() == 2
+    assert run_folder.count_replaced_images(1) == 1
+
+
+def test_an_epoch_is_on_the_disk_when_it_is_recorded(run_folder, monkeypatch):
+    contents = []
+
+    def fsync(descriptor: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        contents.append("" if os.path.isdir(path) else Path(path).read_text())
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    run_folder.append_metrics(metrics(1))
+    assert json.dumps(metrics(1)) + "\n" in contents
+
+
+def test_nothing_is_recorded_in_a_folder_that_was_removed(run_folder):
+    run_folder.check_still_there()
+    shutil.rmtree(run_folder.path)
+    with pytest.raises(ValueError, match=r"removed while .* Received: no .*recipe.json Exp"):
+        run_folder.append_metrics(metrics(1))
+    assert not run_folder.path.exists()
+
+
+def test_recorded_epochs_are_moved_aside_and_never_overwritten(run_folder):
+    for epoch in (1, 2):
+        run_folder.append_metrics(metrics(epoch))
+        aside = run_folder.make_aside_folder()
+        assert aside.name == f"before-restart-{epoch}"
+        assert json.loads((aside / "metrics.jsonl").read_text()) == metrics(epoch)
+        assert run_folder.read_metrics() == []
 
 
 def test_a_result_means_the_run_is_complete(run_folder):

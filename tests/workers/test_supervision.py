@@ -190,3 +190,21 @@ def test_a_notice_during_the_delay_ends_it(folder):
         supervise(folder, "sys.exit(1 + index * 0)", max_restarts=10, notice=notice)
     assert attempts(folder) <= 2
     timer.join()
+
+
+@pytest.mark.parametrize("begins", ["", "(run / 'recipe.json').touch()\n"])
+def test_a_run_whose_folder_was_removed_is_not_begun_again(folder, begins, no_delays, capfd):
+    script = f"import shutil\n{begins}time.sleep(0.3 * index)\nshutil.rmtree(run)\nsys.exit(1)"
+    with pytest.raises(ValueError, match=r"folder was removed .* Received: no .*recipe\.json Exp"):
+        supervise(folder, script, num_workers=1)
+    assert "Worker 0 exited with status 1" in capfd.readouterr().err
+    assert not folder.path.exists()
+
+
+def test_a_folder_that_lost_its_logs_only_is_continued(folder, no_delays):
+    script = (
+        "import shutil\n(run / 'recipe.json').touch()\n"
+        "if attempt == 0: shutil.rmtree(run / 'logs'); sys.exit(1)"
+    )
+    supervise(folder, script, num_workers=1)
+    assert attempts(folder) == 2

@@ -1,13 +1,13 @@
 """Saves the state of a run in checkpoints."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import keras
 
 from tf_lbsgd import checkpoints
 from tf_lbsgd.callbacks.training_position import TrainingPosition
+from tf_lbsgd.run.folder import RunFolder
 
 
 class CheckpointWriter(keras.callbacks.Callback):
@@ -21,8 +21,10 @@ class CheckpointWriter(keras.callbacks.Callback):
     disk. With a checkpoint every 100 steps of 0.2 s that is below 5 % of the time, so nothing is
     written in the background.
 
+    A save fails with a ValueError if the run folder was removed in the meantime.
+
     Args:
-        folder: Folder of the checkpoints.
+        run_folder: Folder of the run.
         position: Current position in the run.
         every_steps: Interval between checkpoints, steps. None means at the end of epochs only.
         keep: How many of the newest checkpoints stay.
@@ -32,7 +34,7 @@ class CheckpointWriter(keras.callbacks.Callback):
 
     def __init__(
         self,
-        folder: Path,
+        run_folder: RunFolder,
         position: TrainingPosition,
         *,
         every_steps: int | None,
@@ -41,7 +43,7 @@ class CheckpointWriter(keras.callbacks.Callback):
         epoch_so_far: Callable[[], dict[str, Any]],
     ) -> None:
         super().__init__()
-        self._folder = folder
+        self._run_folder = run_folder
         self._position = position
         self._every_steps = every_steps
         self._keep = keep
@@ -61,16 +63,18 @@ class CheckpointWriter(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
         """Keeps track of the checkpoint with the lowest validation error."""
         error = 100 * (1 - logs["val_top_1_accuracy"])
-        checkpoints.mark_best(self._folder, self._position.step, error, self._keep)
+        folder = self._run_folder.checkpoints
+        checkpoints.mark_best(folder, self._position.step, error, self._keep)
 
     def _save(self) -> None:
+        self._run_folder.check_still_there()  # a save would make the folder again
         variables = {
             **checkpoints.state_variables(self.model),
             **checkpoints.step_count_variables(self.model),
             **checkpoints.metric_variables(self.model),
         }
         checkpoints.save_checkpoint(
-            self._folder,
+            self._run_folder.checkpoints,
             checkpoints.Checkpoint(
                 step=self._position.step,
                 arrays={n: v.numpy() for n, v in variables.items()},

@@ -1,14 +1,22 @@
-"""Replaces files atomically and names the files of a step.
+"""Replaces files atomically, reads JSON files, and names the files of a step.
 
-A reader sees the old content or the new content, and never a part of it.
+A reader sees the old content or the new content, and never a part of it. Only files whose names
+this module makes are found, read or removed. All other files in the folders are passed over.
 """
 
+import json
 import os
+import re
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-_STEP_PREFIX = "step-"
-_TEMPORARY_SUFFIX = ".partial"
+_STEP_NAME = re.compile(r"step-[0-9]{9,}\.[a-z]+")
+_TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{32}\.partial", re.DOTALL)
+
+Kinds = Mapping[str, tuple[type, ...]]
+NUMBER = (int, float)
 
 
 def replace_file(path: Path, content: bytes, *, is_durable: bool = True) -> None:
@@ -27,7 +35,7 @@ def replace_file(path: Path, content: bytes, *, is_durable: bool = True) -> None
     Raises:
         OSError: The disk is full or not writable. The file that was there is untouched.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_TEMPORARY_SUFFIX}")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -42,14 +50,94 @@ def replace_file(path: Path, content: bytes, *, is_durable: bool = True) -> None
         _sync_folder(path.parent)
 
 
+def append_line(path: Path, line: str) -> None:
+    """Appends a line to a file and waits for the disk.
+
+    Args:
+        path: The file, in a folder that exists. The file is made if it is absent.
+        line: The line, without its newline.
+
+    Raises:
+        OSError: The disk is full or not writable. A part of the line may have been written. It
+            has no newline then.
+    """
+    is_new = not path.exists()
+    with path.open("a") as file:
+        file.write(line + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    if is_new:
+        _sync_folder(path.parent)
+
+
+def read_object(path: Path, kinds: Kinds) -> dict[str, Any]:
+    """Reads a file that holds one JSON object.
+
+    Args:
+        path: The file.
+        kinds: Types that the values may have, by key. Other keys are not checked.
+
+    Raises:
+        OSError: The file is absent, or the disk fails.
+        ValueError: It is no file that this user may read, no JSON, no object, or lacks a key, or a
+            value has another type. The message names the file.
+    """
+    try:
+        content = path.read_bytes()
+    except (IsADirectoryError, PermissionError) as error:
+        raise ValueError(
+            f"{path} Received: {error.strerror} Expected: a file that this user may read."
+        ) from error
+    return parse_object(content, kinds, place=str(path))
+
+
+def parse_object(text: bytes | str, kinds: Kinds, place: str) -> dict[str, Any]:
+    """Parses a text that is one JSON object.
+
+    Args:
+        text: The text.
+        kinds: Types that the values may have, by key. Other keys are not checked.
+        place: Where the text is from, for the message.
+
+    Raises:
+        ValueError: As in `read_object`.
+    """
+    value = parse_json(text, place)
+    if not isinstance(value, dict):
+        raise ValueError(f"{place} Received: {_excerpt(value)} Expected: a JSON object.")
+    for key, allowed in kinds.items():
+        if key not in value or type(value[key]) not in allowed:
+            received = _excerpt(value[key]) if key in value else "nothing"
+            names = " or ".join(kind.__name__ for kind in allowed)
+            raise ValueError(f"{place}: {key} Received: {received} Expected: {names}.")
+    return value
+
+
+def parse_json(text: bytes | str, place: str) -> Any:
+    """Parses a JSON text.
+
+    Args:
+        text: The text.
+        place: Where the text is from, for the message.
+
+    Raises:
+        ValueError: It is no JSON, or it is nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{place} Received: {error} Expected: JSON.") from error
+
+
 def remove_temporary_files(folder: Path) -> None:
     """Removes what killed writers left in a folder.
 
     Args:
         folder: A folder without active writers. It need not exist.
     """
-    for path in folder.glob(f".*{_TEMPORARY_SUFFIX}"):
-        path.unlink()
+    for path in folder.glob(".*.partial"):
+        if _TEMPORARY_NAME.fullmatch(path.name) and path.is_file():
+            path.unlink()
 
 
 def step_file(folder: Path, step: int, suffix: str) -> Path:
@@ -57,20 +145,27 @@ def step_file(folder: Path, step: int, suffix: str) -> Path:
 
     An example is `step-000000016.json`.
     """
-    return folder / f"{_STEP_PREFIX}{step:09d}{suffix}"
+    return folder / f"step-{step:09d}{suffix}"
 
 
 def step_of(path: Path) -> int:
     """Returns the step in a path made by `step_file`."""
-    return int(path.stem.removeprefix(_STEP_PREFIX))
+    return int(path.stem.removeprefix("step-"))
 
 
 def step_files(folder: Path, suffix: str) -> list[Path]:
     """Returns the files of all steps in a folder.
 
-    The lowest step comes first.
+    The lowest step comes first. Only files that `step_file` names are returned.
     """
-    return sorted(folder.glob(f"{_STEP_PREFIX}*{suffix}"), key=step_of)
+    found = [path for path in folder.glob(f"step-*{suffix}") if _is_step_file(path)]
+    return sorted(found, key=step_of)
+
+
+def _is_step_file(path: Path) -> bool:
+    if not _STEP_NAME.fullmatch(path.name) or not path.is_file():
+        return False
+    return step_file(path.parent, step_of(path), path.suffix) == path  # no needless zeros
 
 
 def _sync_folder(folder: Path) -> None:
@@ -79,3 +174,10 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _excerpt(value: Any) -> str:
+    if isinstance(value, (dict, list)):
+        return "an object" if isinstance(value, dict) else "a list"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

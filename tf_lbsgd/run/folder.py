@@ -12,10 +12,13 @@
     user_code.json   digests of the user's functions that the recipe names, each with the step from
                      which on it holds
     audit/           worker-I.jsonl: the samples of each step, with --audit_data
+    before-restart-N/
+                     metrics and checkpoints that --restart_from_scratch moved aside
 
 Files are replaced atomically, so that a reader never sees half of one.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -23,10 +26,19 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from tf_lbsgd.run.files import replace_file, step_files, step_of
+from tf_lbsgd.run.files import (
+    Kinds,
+    append_line,
+    parse_object,
+    read_object,
+    replace_file,
+    step_files,
+    step_of,
+)
 from tf_lbsgd.run.recipe import Recipe
 
 _REPORTED_EPOCHS = 5
+_EPOCH_KINDS: Kinds = {"epoch": (int,), "step": (int,)}
 
 
 class RunFolder:
@@ -127,7 +139,25 @@ class RunFolder:
                 f"No run in this folder. Received: run_dir={self.path} "
                 "Expected: a folder that holds recipe.json, made by tf_lbsgd.cli.train."
             )
-        return Recipe.from_json(json.loads(self._recipe.read_text()))
+        return Recipe.from_json(read_object(self._recipe, {}))
+
+    @property
+    def holds_run(self) -> bool:
+        """Whether a run was begun in this folder."""
+        return self._recipe.exists()
+
+    def check_still_there(self) -> None:
+        """Checks that the folder was not removed while its run is under way.
+
+        Raises:
+            ValueError: `recipe.json`, which is written before the first step, is gone.
+        """
+        if not self.holds_run:
+            raise ValueError(
+                f"The run folder was removed while its run was under way. Received: no "
+                f"{self._recipe} Expected: the folder as the run left it; bring it back from a "
+                "copy, or start the same command again, which begins a new run at step 0."
+            )
 
     def log(self, task_index: int) -> Path:
         """Returns the path of a worker's log file."""
@@ -163,23 +193,40 @@ class RunFolder:
         """
         replaced = set()
         for path in self.logs.glob("replaced-worker-*.jsonl"):
-            # A line without a newline is still being written.
-            lines = (t for t in path.read_text().splitlines(keepends=True) if t.endswith("\n"))
-            replaced |= {r["id"] for r in map(json.loads, lines) if epoch in (None, r["epoch"])}
+            for line in path.read_bytes().splitlines():
+                # A line that was cut off by the end of its worker counts nothing.
+                with contextlib.suppress(ValueError):
+                    entry = parse_object(line, {"epoch": (int,), "id": (int,)}, str(path))
+                    if epoch in (None, entry["epoch"]):
+                        replaced.add(entry["id"])
         return len(replaced)
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Returns one object for each recorded epoch, in order."""
+        """Returns one object for each recorded epoch, in order.
+
+        Raises:
+            ValueError: A line is not the object of an epoch. The message names the line.
+        """
         if not self._metrics.exists():
             return []
-        lines = self._metrics.read_text().splitlines(keepends=True)
+        lines = self._metrics.read_bytes().splitlines(keepends=True)
         # A line without a newline was being written when the machine went down.
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        return [
+            parse_object(line, _EPOCH_KINDS, f"{self._metrics}, line {number}")
+            for number, line in enumerate(lines, 1)
+            if line.endswith(b"\n")
+        ]
 
     def append_metrics(self, epoch_metrics: dict[str, Any]) -> None:
-        """Adds the object of one epoch to `metrics.jsonl`."""
-        with self._metrics.open("a") as file:
-            file.write(json.dumps(epoch_metrics) + "\n")
+        """Adds the object of one epoch to `metrics.jsonl`.
+
+        It returns when the line is on the disk.
+
+        Raises:
+            ValueError: The folder was removed, as in `check_still_there`.
+        """
+        self.check_still_there()
+        append_line(self._metrics, json.dumps(epoch_metrics))
 
     def keep_metrics_before(self, epoch: int) -> None:
         """Drops the epochs that are to be run again.
@@ -193,12 +240,24 @@ class RunFolder:
         text = "".join(json.dumps(m) + "\n" for m in kept)
         replace_file(self._metrics, text.encode())
 
+    def make_aside_folder(self) -> Path:
+        """Makes the next folder `before-restart-N` and moves the metrics there."""
+        number = len(list(self.path.glob("before-restart-*"))) + 1
+        folder = self.path / f"before-restart-{number}"
+        folder.mkdir()
+        if self._metrics.exists():
+            os.replace(self._metrics, folder / self._metrics.name)
+        return folder
+
     def read_result(self) -> dict[str, Any] | None:
         """Returns the outcome of the run.
 
         It returns None while the run is not complete.
+
+        Raises:
+            ValueError: `result.json` is not one JSON object.
         """
-        return json.loads(self._result.read_text()) if self._result.exists() else None
+        return read_object(self._result, {}) if self._result.exists() else None
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Writes `result.json`, which marks the run as complete."""

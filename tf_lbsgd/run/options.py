@@ -45,6 +45,13 @@ class RunOptions:
         "Number of newest checkpoints to keep, in addition to the best one.",
         default=3,
     )
+    restart_from_scratch: bool = setting(
+        fields.boolean(),
+        "Start again at step 0 if epochs are recorded but no checkpoint can be read. The recorded "
+        "epochs and the checkpoints are moved to before-restart-N in the run folder. A run with a "
+        "readable checkpoint continues from it.",
+        default=False,
+    )
     cpu_replicas: int = setting(
         fields.integer(1), "Number of replicas in a process that has no GPUs.", default=1
     )

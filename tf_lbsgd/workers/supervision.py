@@ -41,7 +41,10 @@ def supervise(
 
     Raises:
         WorkerFailedError: The last attempt failed. It was reported like those before it.
+        ValueError: The run folder was removed while its run was under way. Another attempt would
+            begin a new run at step 0.
     """
+    has_begun = run_folder.holds_run
     step, restarts, restarts_without_progress = run_folder.newest_checkpoint_step(), 0, 0
     while True:
         try:
@@ -49,6 +52,11 @@ def supervise(
                 workers.wait(notice, grace_secs)
             break
         except WorkerFailedError as failure:
+            # The workers' logs were made before their run began.
+            has_begun = has_begun or run_folder.holds_run or not run_folder.log(0).exists()
+            if has_begun and not run_folder.holds_run:
+                print(failure, file=sys.stderr, flush=True)  # a report would make the folder again
+                run_folder.check_still_there()
             newest = run_folder.newest_checkpoint_step()
             if newest > step:
                 step, restarts_without_progress = newest, 0
