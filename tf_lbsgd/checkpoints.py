@@ -324,7 +324,10 @@ def _remove_old(folder: Path, keep: int, best: int | None) -> None:
 
 
 def _best(folder: Path) -> dict[str, Any] | None:
-    """Returns the content of `best.json`, or None if it is absent or damaged."""
+    """Returns the content of `best.json`.
+
+    It returns None if the file is absent or damaged.
+    """
     try:
         return read_object(folder / _BEST, _BEST_KINDS)
     except (OSError, ValueError):
@@ -343,7 +346,7 @@ def _move(paths: Iterable[Path], destination: Path) -> None:
 
 
 def _strangers(folder: Path) -> list[Path]:
-    """Returns what is in the folder and was not written by this package."""
+    """Returns the entries that this package did not write."""
     ours = {*_manifests(folder), *step_files(folder, ".npz"), folder / _BEST, folder / _DAMAGED}
     return sorted(path for path in folder.glob("*") if path not in ours)
 

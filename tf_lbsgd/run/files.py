@@ -1,7 +1,7 @@
-"""Replaces files atomically, reads JSON files, and names the files of a step.
+"""Reads and replaces files, and names those of a step.
 
-A reader sees the old content or the new content, and never a part of it. Only files whose names
-this module makes are found, read or removed. All other files in the folders are passed over.
+Files are replaced atomically: a reader sees the old content or the new content, and never a part of
+it. Only files whose names this module makes are found or removed. All others are passed over.
 """
 
 import json
@@ -51,7 +51,7 @@ def replace_file(path: Path, content: bytes, *, is_durable: bool = True) -> None
 
 
 def append_line(path: Path, line: str) -> None:
-    """Appends a line to a file and waits for the disk.
+    """Appends a line and waits for the disk.
 
     Args:
         path: The file, in a folder that exists. The file is made if it is absent.

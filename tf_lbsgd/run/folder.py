@@ -147,7 +147,7 @@ class RunFolder:
         return self._recipe.exists()
 
     def check_still_there(self) -> None:
-        """Checks that the folder was not removed while its run is under way.
+        """Checks that the folder of a running run is there.
 
         Raises:
             ValueError: `recipe.json`, which is written before the first step, is gone.
