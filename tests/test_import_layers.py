@@ -20,7 +20,7 @@ FLOORS = (
     ("training", "report"),
     ("builders",),
     ("preparation",),
-    ("callbacks",),
+    ("provenance", "callbacks"),
     ("step", "input_pipeline", "checkpoints"),
     ("distribution",),
     ("optimizers", "schedules", "models"),

@@ -20,13 +20,17 @@ RESULTS = Path(__file__).parents[1] / "results"
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
-def test_a_run_of_an_older_version_goes_on_where_it_was(folder, tmp_path):
+def test_a_run_of_an_older_version_goes_on_where_it_was(folder, tmp_path, capsys):
     run_dir = tmp_path / "run"
     shutil.copytree(folder, run_dir)
     before = RunFolder(run_dir).read_metrics()
     recipe = RunFolder(run_dir).read_recipe()
     assert run_evaluation(run_dir, Cluster())["step"] == int(folder.name.rpartition("-")[2])
+    capsys.readouterr()
     result = run_training(prepare_run(recipe, Cluster(), run_dir))
+    step = int(folder.name.rpartition("-")[2])
+    assert f"They are recorded from step {step} on." in capsys.readouterr().out
+    assert [entry["since_step"] for entry in RunFolder(run_dir).read_facts()] == [step]
     metrics = RunFolder(run_dir).read_metrics()
     assert result["epochs"] == recipe.epochs == len(metrics)
     assert metrics[: len(before)] == before

@@ -197,6 +197,32 @@ def test_a_run_that_lost_its_checkpoints_starts_again_only_when_told_to(tmp_path
     assert not has_lost_checkpoints(RunFolder(tmp_path))
 
 
+@pytest.mark.long
+def test_a_run_with_changed_data_goes_on_from_the_last_whole_epoch(tmp_path, capsys):
+    photos, folder = shutil.copytree(PHOTOS, tmp_path / "photos"), tmp_path / "run"
+    recipe = dataclasses.replace(RECIPE, dataset=f"folder:{photos}", image_size=8, epochs=2)
+    run(recipe, folder, KEEP_ALL)
+    before = metrics_of(folder)
+    (folder / "result.json").unlink()
+    (folder / "checkpoints" / "step-000000004.json").unlink()  # interrupted after step 3 of 4
+    path = sorted(photos.glob("train/*/*.jpg"))[0]
+    content = bytearray(path.read_bytes())
+    content[-20] ^= 1  # of the last pixels: it is still an image
+    path.write_bytes(content)
+
+    with pytest.raises(ValueError, match=rf"(?s)data have changed.*such as {path}.*Expected"):
+        run(recipe, folder, KEEP_ALL)
+    run(recipe, folder, dataclasses.replace(KEEP_ALL, accept_changed_data=True))
+    assert "Warning: the data have changed. The training data: " in capsys.readouterr().out
+    after = metrics_of(folder)
+    assert after[0] == before[0]
+    assert [epoch["train_images"] for epoch in after] == [32, 32]
+    assert (folder / "before-restart-1" / "checkpoints" / "step-000000003.json").exists()
+    history = RunFolder(folder).read_facts()
+    assert [entry["since_step"] for entry in history] == [0, 2]
+    assert str(path) in history[1]["changed_data"][0]
+
+
 def test_a_run_whose_folder_is_removed_ends_and_makes_no_other(growing, tmp_path, monkeypatch):
     folder = copy_until(growing, tmp_path / "resumed", 8)
     count = training.TrainingPosition.on_train_batch_end

@@ -163,7 +163,7 @@ def set_aside_after(folder: Path, step: int, destination: Path) -> None:
     Args:
         folder: Folder of the checkpoints. It need not exist.
         step: The checkpoints of this step and of earlier ones stay. With -1 none stays.
-        destination: Folder to move them to, on the same disk. It is made if it is absent.
+        destination: Folder to move them to, on the same disk. It is made if need be.
     """
     files = [*_manifests(folder), *step_files(folder, ".npz")]
     _move([path for path in files if step_of(path) > step], destination)
@@ -172,14 +172,12 @@ def set_aside_after(folder: Path, step: int, destination: Path) -> None:
         (folder / _BEST).unlink()
 
 
-def newest_complete_step(folder: Path) -> int | None:
-    """Returns the step of the newest complete checkpoint, or None.
+def complete_steps(folder: Path) -> Iterator[int]:
+    """Yields the steps of the complete checkpoints, newest first.
 
-    It reads the file and prints nothing.
+    It reads each file when it comes to it, and prints nothing.
     """
-    complete = (path for path in reversed(_manifests(folder)) if _is_complete(path))
-    newest = next(complete, None)
-    return None if newest is None else step_of(newest)
+    return (step_of(path) for path in reversed(_manifests(folder)) if _is_complete(path))
 
 
 def load_newest_checkpoint(folder: Path) -> Checkpoint | None:
@@ -340,8 +338,8 @@ def _best_step(folder: Path) -> int | None:
 
 
 def _move(paths: Iterable[Path], destination: Path) -> None:
-    destination.mkdir(parents=True, exist_ok=True)
     for path in paths:
+        destination.mkdir(parents=True, exist_ok=True)
         os.replace(path, destination / path.name)
 
 

@@ -5,6 +5,7 @@ check that they all are about to do the same.
 """
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import os
@@ -15,6 +16,7 @@ from typing import Literal
 
 from tf_lbsgd import checkpoints, distribution, input_pipeline
 from tf_lbsgd.models.building import num_values
+from tf_lbsgd.provenance import NUM_TRAIN_EXAMPLES, Provenance
 from tf_lbsgd.run import catalogue, user_code
 from tf_lbsgd.run.files import step_files
 from tf_lbsgd.run.folder import RunFolder
@@ -24,6 +26,7 @@ from tf_lbsgd.run.recipe import Recipe
 from tf_lbsgd.workers import meeting
 from tf_lbsgd.workers.cluster import Cluster
 
+_TRAINING_DATA, _VALIDATION_DATA = "training data", "validation data"
 _PACKAGES = ("tensorflow", "keras", "numpy")
 # Options that may differ between workers, since each concerns only its own worker.
 _OWN_OF_A_WORKER = {"data_dir", "startup_timeout_secs"}
@@ -59,6 +62,36 @@ class PreparedRun:
         """
         named = self.plan.recipe.augmentation
         return self.train.default_augmentation if named == "auto" else named
+
+    @functools.cached_property
+    def facts(self) -> dict[str, str]:
+        """Facts of this worker, see `facts_to_agree_on`."""
+        return facts_to_agree_on(self)
+
+    @functools.cached_property
+    def provenance(self) -> Provenance:
+        """Compares the run with its own past."""
+        return Provenance(
+            self.run_folder,
+            facts={**self.facts, NUM_TRAIN_EXAMPLES: str(self.train.num_examples)},
+            files={_TRAINING_DATA: self.train.files(), _VALIDATION_DATA: self.validation.files()},
+            versions=(*_PACKAGES, "Python"),
+        )
+
+    def step_to_continue_from(self) -> int | None:
+        """Returns where a run with other data continues.
+
+        It is the step of the newest complete checkpoint at the end of an epoch, or 0 if no epoch is
+        recorded. It is None if there is no such checkpoint, or if the other data make epochs of
+        another number of steps.
+        """
+        before = self.provenance.num_train_examples_before
+        plan_before = dataclasses.replace(self.plan, num_train_examples=before)
+        if [p.end_step for p in plan_before.phases] != [p.end_step for p in self.plan.phases]:
+            return None
+        steps = checkpoints.complete_steps(self.run_folder.checkpoints)
+        at_end_of_epoch = (step for step in steps if self.plan.step_in_epoch(step) == 0)
+        return next(at_end_of_epoch, None if self.run_folder.read_metrics() else 0)
 
 
 def prepare_run(
@@ -106,8 +139,9 @@ def prepare_run(
         num_replicas=cluster.num_workers * distribution.replicas_per_worker(),
     )
     prepared = PreparedRun(plan, cluster, train, validation, run_folder, options)
-    if cluster.is_chief:  # only the chief writes checkpoints
+    if cluster.is_chief:  # only the chief writes the run folder
         check_disk_space(prepared)
+        check_data(prepared)
     return prepared
 
 
@@ -122,7 +156,35 @@ def has_lost_checkpoints(run_folder: RunFolder) -> bool:
     """
     if run_folder.read_result() is not None or not run_folder.read_metrics():
         return False
-    return checkpoints.newest_complete_step(run_folder.checkpoints) is None
+    return next(checkpoints.complete_steps(run_folder.checkpoints), None) is None
+
+
+def check_data(prepared: PreparedRun) -> None:
+    """Checks that the data of a run have not changed.
+
+    Raises:
+        ValueError: The data have changed, and the user does not accept that. Or the run cannot
+            continue with them. The message names what has changed.
+    """
+    run_folder = prepared.run_folder
+    goes_on = run_folder.read_result() is None and not has_lost_checkpoints(run_folder)
+    if not goes_on or not (changed := prepared.provenance.changed_data):
+        return
+    received = "\n  ".join(("Received:", *changed)) + "\n"
+    if not prepared.options.accept_changed_data:
+        raise ValueError(
+            f"The data have changed since this run began. {received}Expected: the data as they "
+            "were; or start with --accept_changed_data, which goes on with the new data and runs "
+            "an interrupted epoch again from its start; or choose another --run_dir."
+        )
+    if prepared.step_to_continue_from() is None:
+        raise ValueError(
+            f"The run cannot go on with the changed data. {received}  "
+            f"{prepared.provenance.num_train_examples_before} training images before, "
+            f"{prepared.train.num_examples} now\nExpected: a number of images that makes the same "
+            f"number of steps in an epoch, and a complete checkpoint of the end of an epoch in "
+            f"{run_folder.checkpoints}; or choose another --run_dir."
+        )
 
 
 def check_disk_space(prepared: PreparedRun) -> None:
@@ -168,7 +230,7 @@ def agree_with_other_workers(prepared: PreparedRun) -> None:
         return
     part = meeting.Meeting(
         cluster=prepared.cluster,
-        facts=facts_to_agree_on(prepared),
+        facts=prepared.facts,
         shared_folder=prepared.run_folder.path,
         timeout_secs=prepared.options.startup_timeout_secs,
     )
@@ -191,8 +253,8 @@ def facts_to_agree_on(prepared: PreparedRun) -> dict[str, str]:
     facts |= {
         "Python": platform.python_version(),
         "code of tf_lbsgd": _digest_of_code(),
-        "training data": prepared.train.fingerprint(),
-        "validation data": prepared.validation.fingerprint(),
+        _TRAINING_DATA: prepared.train.fingerprint(),
+        _VALIDATION_DATA: prepared.validation.fingerprint(),
         "replicas per worker": distribution.replicas_per_worker(),
     }
     return {name: str(value) for name, value in facts.items()}

@@ -31,10 +31,8 @@ from tf_lbsgd.callbacks import (
     WeightAveraging,
 )
 from tf_lbsgd.preparation import PreparedRun, agree_with_other_workers, has_lost_checkpoints
-from tf_lbsgd.run import catalogue, user_code
 from tf_lbsgd.run.folder import RunFolder, reported_error, reported_noise_scale
 from tf_lbsgd.run.plan import Plan
-from tf_lbsgd.run.recipe import Recipe
 from tf_lbsgd.step.audit import AuditedModel, AuditLog
 from tf_lbsgd.step.trainer import DataParallelModel
 from tf_lbsgd.workers.exits import RunStoppedError, WorkerLostError
@@ -73,7 +71,7 @@ def run_training(prepared: PreparedRun, notice: PreemptionNotice | None = None) 
         return result
 
     if prepared.cluster.is_chief:  # now: the others wait for the chief before they read the folder
-        restart_from_scratch(run_folder)
+        set_aside_what_is_run_again(prepared)
     notice = notice or PreemptionNotice()
     notice.heed()  # all workers are here: if one left alone now, the others would wait for it
     strategy = distribution.create_strategy(prepared.cluster)
@@ -88,15 +86,25 @@ def run_training(prepared: PreparedRun, notice: PreemptionNotice | None = None) 
             raise WorkerLostError(culprit) from error
 
 
-def restart_from_scratch(run_folder: RunFolder) -> None:
-    """Moves aside what a run without a readable checkpoint left.
+def set_aside_what_is_run_again(prepared: PreparedRun) -> None:
+    """Moves aside what the run must not continue from.
 
-    `prepare_run` has refused such a run unless the user asked for that.
+    That is everything if no checkpoint can be read, and the checkpoints inside an epoch if the data
+    have changed. `prepare_run` has refused such a run unless the user asked for that.
     """
+    run_folder = prepared.run_folder
+    aside, step = run_folder.next_aside_folder(), -1
     if has_lost_checkpoints(run_folder):
-        aside = run_folder.make_aside_folder()
-        checkpoints.set_aside_after(run_folder.checkpoints, -1, aside / "checkpoints")
-        print(f"The run starts again at step 0. What was there is in {aside}", flush=True)
+        run_folder.move_metrics(aside)
+    elif prepared.provenance.changed_data:
+        step = prepared.step_to_continue_from() or 0
+    else:
+        return
+    checkpoints.set_aside_after(run_folder.checkpoints, step, aside / "checkpoints")
+    if aside.exists():
+        print(
+            f"The run goes on from step {max(step, 0)}. What came later is in {aside}", flush=True
+        )
 
 
 def train(
@@ -134,7 +142,8 @@ def train(
         path = run_folder.audit / f"worker-{cluster.task_index}.jsonl"
         model.audit_log = AuditLog(path, current_step=lambda: position.step)
     if cluster.is_chief:
-        record_user_code(plan.recipe, run_folder, position)
+        for sentence in prepared.provenance.record(position.step):
+            print(sentence, flush=True)
         checkpoints.clean(run_folder.checkpoints, position.step)
         run_folder.keep_metrics_before(position.epoch)
     callbacks = create_callbacks(prepared, position, restored, notice, watchdog)
@@ -151,20 +160,6 @@ def train(
     result = summarize(model, run_folder, position) if cluster.is_chief else {}
     distribution.wait_for_all_workers(strategy)
     return result
-
-
-def record_user_code(recipe: Recipe, run_folder: RunFolder, position: TrainingPosition) -> None:
-    """Records the code of the user's functions.
-
-    It prints a warning for each function whose code has changed since the run began.
-    """
-    digests = user_code.digests_of(catalogue.user_functions(recipe.model, recipe.dataset))
-    for name in run_folder.record_user_code(digests, position.step):
-        print(
-            f"Warning: the code of {name} has changed since this run began. It goes on from step "
-            f"{position.step} with the new code, which user_code.json records.",
-            flush=True,
-        )
 
 
 def check_num_replicas(plan: Plan, strategy: tf.distribute.Strategy) -> None:

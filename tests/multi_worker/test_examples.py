@@ -80,7 +80,7 @@ def test_code_that_changes_in_mid_run_is_recorded_and_said(tmp_path):
     completed = run("launch", *arguments, PYTHONPATH=str(tmp_path))
     assert completed.returncode == 0, completed.stderr
     assert "Warning: the code of mine:small_network has changed" in completed.stdout
-    history = json.loads((tmp_path / "run" / "user_code.json").read_text())
+    history = json.loads((tmp_path / "run" / "facts.json").read_text())["history"]
     assert [entry["since_step"] for entry in history] == [0, 1]
 
 

@@ -179,7 +179,8 @@ def test_nothing_is_recorded_in_a_folder_that_was_removed(run_folder):
 def test_recorded_epochs_are_moved_aside_and_never_overwritten(run_folder):
     for epoch in (1, 2):
         run_folder.append_metrics(metrics(epoch))
-        aside = run_folder.make_aside_folder()
+        aside = run_folder.next_aside_folder()
+        run_folder.move_metrics(aside)
         assert aside.name == f"before-restart-{epoch}"
         assert json.loads((aside / "metrics.jsonl").read_text()) == metrics(epoch)
         assert run_folder.read_metrics() == []

@@ -6,6 +6,7 @@ of your own, see `IndexedSource`.
 
 import abc
 import hashlib
+import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 
@@ -54,10 +55,19 @@ class Source(abc.ABC):
         """
         yield repr((self.num_examples, self.image_shape, self.class_names))
 
+    def files(self) -> Sequence[str | os.PathLike[str]]:
+        """Returns the files of the data, in a fixed order.
+
+        A run that continues looks whether they were replaced, see `file_snapshot`. Data in memory
+        and data of the user's functions have none.
+        """
+        return ()
+
     def fingerprint(self) -> str:
         """Returns the SHA-256 of the manifest, hexadecimal.
 
-        Workers compare it before they start.
+        Workers compare it before they start. A run that continues compares it with that of its
+        past, so another format of the lines looks like other data.
         """
         digest = hashlib.sha256()
         for line in self.manifest():

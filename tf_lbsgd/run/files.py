@@ -102,7 +102,24 @@ def parse_object(text: bytes | str, kinds: Kinds, place: str) -> dict[str, Any]:
     Raises:
         ValueError: As in `read_object`.
     """
-    value = parse_json(text, place)
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{place} Received: {error} Expected: JSON.") from error
+    return check_object(value, kinds, place)
+
+
+def check_object(value: Any, kinds: Kinds, place: str) -> dict[str, Any]:
+    """Checks that a JSON value is an object, and returns it.
+
+    Args:
+        value: The value.
+        kinds: Types that the values may have, by key. Other keys are not checked.
+        place: Where the value is from, for the message.
+
+    Raises:
+        ValueError: As in `read_object`.
+    """
     if not isinstance(value, dict):
         raise ValueError(f"{place} Received: {_excerpt(value)} Expected: a JSON object.")
     for key, allowed in kinds.items():
@@ -111,22 +128,6 @@ def parse_object(text: bytes | str, kinds: Kinds, place: str) -> dict[str, Any]:
             names = " or ".join(kind.__name__ for kind in allowed)
             raise ValueError(f"{place}: {key} Received: {received} Expected: {names}.")
     return value
-
-
-def parse_json(text: bytes | str, place: str) -> Any:
-    """Parses a JSON text.
-
-    Args:
-        text: The text.
-        place: Where the text is from, for the message.
-
-    Raises:
-        ValueError: It is no JSON, or it is nested too deeply.
-    """
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{place} Received: {error} Expected: JSON.") from error
 
 
 def remove_temporary_files(folder: Path) -> None:

@@ -9,26 +9,29 @@
                      worker-I.state.json: heartbeat of worker I
                      supervisor.log: failures and restarts
                      replaced-worker-I.jsonl: images that worker I replaced
-    user_code.json   digests of the user's functions that the recipe names, each with the step from
-                     which on it holds
+    facts.json       data, code, versions and options, each with the step from which on they hold
+    data_files.json  digests by which replaced files of the data are found
     audit/           worker-I.jsonl: the samples of each step, with --audit_data
     before-restart-N/
-                     metrics and checkpoints that --restart_from_scratch moved aside
+                     metrics and checkpoints that the run does not continue from
 
 Files are replaced atomically, so that a reader never sees half of one.
 """
 
 import contextlib
+import itertools
 import json
 import math
 import os
 import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tf_lbsgd.run.files import (
     Kinds,
     append_line,
+    check_object,
     parse_object,
     read_object,
     replace_file,
@@ -39,6 +42,8 @@ from tf_lbsgd.run.recipe import Recipe
 
 _REPORTED_EPOCHS = 5
 _EPOCH_KINDS: Kinds = {"epoch": (int,), "step": (int,)}
+_FACTS_KINDS: Kinds = {"since_step": (int,), "facts": (dict,), "changed_data": (list,)}
+_SNAPSHOT_KINDS: Kinds = {"sizes": (str,), "times": (str,), "samples": (list,)}
 
 
 class RunFolder:
@@ -57,7 +62,8 @@ class RunFolder:
         self.logs = self.path / "logs"
         self.audit = self.path / "audit"
         self._recipe = self.path / "recipe.json"
-        self._user_code = self.path / "user_code.json"
+        self._facts = self.path / "facts.json"
+        self._data_files = self.path / "data_files.json"
         self._metrics = self.path / "metrics.jsonl"
         self._result = self.path / "result.json"
 
@@ -108,25 +114,56 @@ class RunFolder:
         if not self._recipe.exists():
             _write_json(self._recipe, recipe.to_json())
 
-    def record_user_code(self, digests: dict[str, str], step: int) -> list[str]:
-        """Records the digests of the user's code.
-
-        Args:
-            digests: SHA-256 of the code behind each function, by the function's name, as
-                `user_code.digests_of` returns it. The run continues with this code.
-            step: Number of steps that the run has done so far.
+    def read_facts(self) -> list[dict[str, Any]]:
+        """Returns what the run computed with, oldest first.
 
         Returns:
-            Names of the functions whose code has changed since it was last recorded.
+            Objects of `since_step`, `facts` (strings by name) and `changed_data` (sentences about
+            data that the user accepted). Empty if nothing is recorded.
+
+        Raises:
+            ValueError: `facts.json` is not what `append_facts` writes.
         """
-        if not digests:
+        if not self._facts.exists():
             return []
-        history = json.loads(self._user_code.read_text()) if self._user_code.exists() else []
-        before = history[-1]["digests"] if history else digests
-        if not history or before != digests:
-            history.append({"since_step": step, "digests": digests})
-            _write_json(self._user_code, history)
-        return [name for name in digests if digests[name] != before.get(name)]
+        history = read_object(self._facts, {"history": (list,)})["history"]
+        return [check_object(entry, _FACTS_KINDS, str(self._facts)) for entry in history]
+
+    def append_facts(
+        self, facts: Mapping[str, str], step: int, changed_data: Sequence[str]
+    ) -> None:
+        """Records what the run computes with from a step on.
+
+        Args:
+            facts: Strings by name.
+            step: Number of steps that the run has done so far.
+            changed_data: What has changed in the data, in sentences.
+        """
+        entry = {"since_step": step, "facts": dict(facts), "changed_data": list(changed_data)}
+        _write_json(self._facts, {"history": [*self.read_facts(), entry]})
+
+    def read_data_files(self) -> dict[str, Any]:
+        """Returns what `write_data_files` wrote.
+
+        It is empty if nothing was written.
+
+        Raises:
+            ValueError: `data_files.json` is not what `write_data_files` writes.
+        """
+        if not self._data_files.exists():
+            return {}
+        snapshots = read_object(self._data_files, {})
+        for snapshot in snapshots.values():
+            check_object(snapshot, _SNAPSHOT_KINDS, str(self._data_files))
+        return snapshots
+
+    def write_data_files(self, snapshots: dict[str, Any]) -> None:
+        """Records how the files of the data look.
+
+        Args:
+            snapshots: JSON objects of `FileSnapshot`, by the name of the data.
+        """
+        _write_json(self._data_files, snapshots)
 
     def read_recipe(self) -> Recipe:
         """Returns the recipe of the run.
@@ -240,14 +277,15 @@ class RunFolder:
         text = "".join(json.dumps(m) + "\n" for m in kept)
         replace_file(self._metrics, text.encode())
 
-    def make_aside_folder(self) -> Path:
-        """Makes the next folder `before-restart-N` and moves the metrics there."""
-        number = len(list(self.path.glob("before-restart-*"))) + 1
-        folder = self.path / f"before-restart-{number}"
-        folder.mkdir()
-        if self._metrics.exists():
-            os.replace(self._metrics, folder / self._metrics.name)
-        return folder
+    def next_aside_folder(self) -> Path:
+        """Returns the next `before-restart-N`, which does not exist yet."""
+        paths = (self.path / f"before-restart-{number}" for number in itertools.count(1))
+        return next(path for path in paths if not path.exists())
+
+    def move_metrics(self, destination: Path) -> None:
+        """Moves `metrics.jsonl` to a new folder, which it makes."""
+        destination.mkdir()
+        os.replace(self._metrics, destination / self._metrics.name)
 
     def read_result(self) -> dict[str, Any] | None:
         """Returns the outcome of the run.

@@ -52,6 +52,12 @@ class RunOptions:
         "readable checkpoint continues from it.",
         default=False,
     )
+    accept_changed_data: bool = setting(
+        fields.boolean(),
+        "Continue a run although its data have changed. An epoch that was interrupted is run again "
+        "from its start with the new data.",
+        default=False,
+    )
     cpu_replicas: int = setting(
         fields.integer(1), "Number of replicas in a process that has no GPUs.", default=1
     )

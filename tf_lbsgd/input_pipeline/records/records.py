@@ -7,6 +7,7 @@ set are numbered through its files, in the order of the files' names. The number
 import abc
 import bisect
 import concurrent.futures
+import os
 import pathlib
 import resource
 from collections.abc import Iterator, Sequence
@@ -43,6 +44,10 @@ class Records(abc.ABC):
         Lines are the same wherever the files lie.
         """
         return iter(())
+
+    def files(self) -> Sequence[str | os.PathLike[str]]:
+        """Returns the files, in a fixed order."""
+        return ()
 
     @abc.abstractmethod
     def place(self, record: int) -> str:
@@ -115,6 +120,10 @@ class SharedFileRecords(Records):
         """Yields name and size of every file."""
         return names_and_sizes(self.paths)
 
+    def files(self) -> Sequence[str | os.PathLike[str]]:
+        """Returns the files that hold the records."""
+        return self.paths
+
     def locate(self, record: int) -> tuple[int, int]:
         """Returns a file's number and the record's number there."""
         file = bisect.bisect_right(self._first_records, record) - 1
@@ -133,6 +142,10 @@ class KeptRecords(Records):
     def manifest(self) -> Iterator[str]:
         """Yields the lines of the records that are kept."""
         return self._records.manifest()
+
+    def files(self) -> Sequence[str | os.PathLike[str]]:
+        """Returns the files of the records that are kept."""
+        return self._records.files()
 
     def place(self, record: int) -> str:
         """Says where the record came from."""

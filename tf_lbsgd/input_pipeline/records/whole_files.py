@@ -30,6 +30,10 @@ class WholeFiles(Records):
             size = os.path.getsize(path) if index % every == 0 else ""
             yield f"{'/'.join(path.rsplit('/', 2)[-2:])} {size}"
 
+    def files(self) -> Sequence[str]:
+        """Returns the files."""
+        return self._paths
+
     def place(self, record: int) -> str:
         """Returns the file."""
         return self._paths[record]

@@ -3,6 +3,7 @@
 import abc
 import concurrent.futures
 import functools
+import os
 import pathlib
 import re
 from collections.abc import Iterator, Sequence
@@ -51,6 +52,10 @@ class EncodedImages(IndexedSource):
         """Adds the lines of the files."""
         yield from super().manifest()
         yield from self.records.manifest()
+
+    def files(self) -> Sequence[str | os.PathLike[str]]:
+        """Returns the files of the records."""
+        return self.records.files()
 
     @abc.abstractmethod
     def parse(self, ids: tf.Tensor, records: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -1,7 +1,8 @@
 """Delivers images in records that are tf.train.Example messages."""
 
 import functools
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -66,6 +67,10 @@ class SmallImages(IndexedSource):
         """Adds the lines of the files."""
         yield from super().manifest()
         yield from self._records.manifest()
+
+    def files(self) -> Sequence[str | os.PathLike[str]]:
+        """Returns the files of the records."""
+        return self._records.files()
 
     def batch_loader(self, *, augmentation: Augmentation, seed: int) -> BatchLoader:
         """Returns the loader of an `ArraySource`."""

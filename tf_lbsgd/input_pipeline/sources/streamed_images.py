@@ -1,5 +1,6 @@
 """Delivers images in files that are read from the front."""
 
+import os
 import pathlib
 from collections.abc import Iterator, Sequence
 
@@ -58,6 +59,10 @@ class StreamedImages(Source):
         """Adds the lines of the files."""
         yield from super().manifest()
         yield from names_and_sizes(self._paths)
+
+    def files(self) -> Sequence[str | os.PathLike[str]]:
+        """Returns the files that are streamed."""
+        return self._paths
 
     def training_batches(
         self, layout: BatchLayout, *, start: tuple[int, int], augmentation: Augmentation

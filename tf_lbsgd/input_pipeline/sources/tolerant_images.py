@@ -8,6 +8,7 @@ workers and all restarts agree.
 """
 
 import json
+import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 
@@ -55,6 +56,10 @@ class TolerantImages(Source):
     def manifest(self) -> Iterator[str]:
         """Yields the lines of the source."""
         return self._source.manifest()
+
+    def files(self) -> Sequence[str | os.PathLike[str]]:
+        """Returns the files of the source."""
+        return self._source.files()
 
     def place(self, sample: int) -> str:
         """Says where an image of the source is."""
