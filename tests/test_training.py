@@ -197,6 +197,20 @@ def test_a_run_that_lost_its_checkpoints_starts_again_only_when_told_to(tmp_path
     assert not has_lost_checkpoints(RunFolder(tmp_path))
 
 
+def test_checkpoints_that_are_lost_while_the_workers_meet_do_not_begin_the_run_again(tmp_path):
+    recipe = dataclasses.replace(RECIPE, epochs=1)
+    folder = RunFolder(tmp_path / "run")
+    folder.claim(recipe)
+    save = checkpoints.save_checkpoint
+    save(folder.checkpoints, checkpoints.Checkpoint(3, {}, recipe.digest()), keep=1)
+    folder.append_metrics({"epoch": 1, "step": 6})
+    prepared = prepare_run(recipe, Cluster(), folder.path)
+    shutil.rmtree(folder.checkpoints)
+    with pytest.raises(ValueError, match=r"recorded epochs, but no complete checkpoint in"):
+        training.run_training(prepared)
+    assert len(folder.read_metrics()) == 1
+
+
 @pytest.mark.long
 def test_a_run_with_changed_data_goes_on_from_the_last_whole_epoch(tmp_path, capsys):
     photos, folder = shutil.copytree(PHOTOS, tmp_path / "photos"), tmp_path / "run"

@@ -118,12 +118,7 @@ def prepare_run(
     run_folder = RunFolder(run_dir)
     run_folder.check(recipe)
     if has_lost_checkpoints(run_folder) and not options.restart_from_scratch:
-        raise ValueError(
-            f"The run cannot continue. Received: recorded epochs, but no complete checkpoint in "
-            f"{run_folder.checkpoints} Expected: a checkpoint, such as a copy of one; or start "
-            "with --restart_from_scratch, which begins again at step 0 and moves the recorded "
-            "epochs aside; or choose another --run_dir."
-        )
+        raise lost_checkpoints(run_folder)
     if options.cpu_replicas > 1:
         distribution.split_cpu(options.cpu_replicas)
     train = open_split(recipe, options, "train")
@@ -157,6 +152,16 @@ def has_lost_checkpoints(run_folder: RunFolder) -> bool:
     if run_folder.read_result() is not None or not run_folder.read_metrics():
         return False
     return next(checkpoints.complete_steps(run_folder.checkpoints), None) is None
+
+
+def lost_checkpoints(run_folder: RunFolder) -> ValueError:
+    """Returns the error of a run that lost its checkpoints."""
+    return ValueError(
+        "The run cannot continue. Received: recorded epochs, but no complete checkpoint in "
+        f"{run_folder.checkpoints} Expected: a checkpoint, such as a copy of one; or start with "
+        "--restart_from_scratch, which begins again at step 0 and moves the recorded epochs "
+        "aside; or choose another --run_dir."
+    )
 
 
 def check_data(prepared: PreparedRun) -> None:

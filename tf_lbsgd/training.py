@@ -30,7 +30,12 @@ from tf_lbsgd.callbacks import (
     TrainingPosition,
     WeightAveraging,
 )
-from tf_lbsgd.preparation import PreparedRun, agree_with_other_workers, has_lost_checkpoints
+from tf_lbsgd.preparation import (
+    PreparedRun,
+    agree_with_other_workers,
+    has_lost_checkpoints,
+    lost_checkpoints,
+)
 from tf_lbsgd.run.folder import RunFolder, reported_error, reported_noise_scale
 from tf_lbsgd.run.plan import Plan
 from tf_lbsgd.step.audit import AuditedModel, AuditLog
@@ -94,7 +99,7 @@ def set_aside_what_is_run_again(prepared: PreparedRun) -> None:
     """
     run_folder = prepared.run_folder
     aside, step = run_folder.next_aside_folder(), -1
-    if has_lost_checkpoints(run_folder):
+    if prepared.options.restart_from_scratch and has_lost_checkpoints(run_folder):
         run_folder.move_metrics(aside)
     elif prepared.provenance.changed_data:
         step = prepared.step_to_continue_from() or 0
@@ -187,10 +192,13 @@ def restore_newest_checkpoint(
         The checkpoint, or an empty one of step 0 if there is none.
 
     Raises:
-        ValueError: The checkpoint does not fit the recipe or the model.
+        ValueError: The checkpoint does not fit the recipe or the model. Or there is none, although
+            epochs are recorded.
     """
     checkpoint = checkpoints.load_newest_checkpoint(prepared.run_folder.checkpoints)
     if checkpoint is None:
+        if prepared.cluster.is_chief and prepared.run_folder.read_metrics():
+            raise lost_checkpoints(prepared.run_folder)
         return checkpoints.Checkpoint(step=0, arrays={})
     checkpoint.check_recipe(prepared.plan.recipe.digest())
     model.optimizer.build(model.trainable_variables)

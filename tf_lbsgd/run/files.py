@@ -110,7 +110,7 @@ def parse_object(text: bytes | str, kinds: Kinds, place: str) -> dict[str, Any]:
 
 
 def check_object(value: Any, kinds: Kinds, place: str) -> dict[str, Any]:
-    """Checks that a JSON value is an object, and returns it.
+    """Returns a JSON value if it is an object.
 
     Args:
         value: The value.
