@@ -74,7 +74,10 @@ class PreparedRun:
         return Provenance(
             self.run_folder,
             facts={**self.facts, NUM_TRAIN_EXAMPLES: str(self.train.num_examples)},
-            files={_TRAINING_DATA: self.train.files(), _VALIDATION_DATA: self.validation.files()},
+            files={
+                _TRAINING_DATA: self.train.data_files(),
+                _VALIDATION_DATA: self.validation.data_files(),
+            },
             versions=(*_PACKAGES, "Python"),
         )
 

@@ -10,8 +10,9 @@ images with images of the same sizes is seen with a probability of about 1 - (1 
 does it see a file that was replaced by one of the same size and modification time, or a change of
 a large file outside of the blocks that are read.
 
-Sizes and times of 100,000 files took 0.5 s on a local disk, warm, and the sample 0.1 s. So 1.28
-million files take about 7 s.
+Sizes and times of 100,000 files took 0.5 to 0.8 s on a warm local disk and 2 busy cores, and the
+sample 0.1 s. So 1.28 million files take 6 to 10 s. Storage on a network is asked for 16 files at
+once, and takes as many times longer as its answers do.
 """
 
 import concurrent.futures
@@ -23,7 +24,8 @@ from typing import Any
 
 _SAMPLED_FILES = 1000
 _BLOCK_BYTES = 2**16
-_READING_THREADS = 16
+_READING_THREADS = 16  # that wait for storage, which may be on a network
+_FILES_A_TASK = 1000
 
 Files = Sequence[str | os.PathLike[str]]
 
@@ -60,10 +62,10 @@ def take_snapshot(files: Files, *, kept: FileSnapshot | None = None) -> FileSnap
         kept: An earlier snapshot of the same number of files. If sizes and times are still those,
             its samples are taken over, and no file is read.
     """
-    sizes, times = _digest_sizes_and_times(files)
-    if kept is not None and (kept.sizes, kept.times) == (sizes, times):
-        return kept
     with concurrent.futures.ThreadPoolExecutor(_READING_THREADS) as threads:
+        sizes, times = _digest_sizes_and_times(files, threads)
+        if kept is not None and (kept.sizes, kept.times) == (sizes, times):
+            return kept
         samples = tuple(threads.map(_digest_content, sampled(files)))
     return FileSnapshot(sizes, times, samples)
 
@@ -73,13 +75,21 @@ def sampled(files: Files) -> Files:
     return files[:: max(1, -(-len(files) // _SAMPLED_FILES))]
 
 
-def _digest_sizes_and_times(files: Files) -> tuple[str, str]:
+def _digest_sizes_and_times(files: Files, threads: concurrent.futures.Executor) -> tuple[str, str]:
     sizes, times = hashlib.sha256(), hashlib.sha256()
-    for path in files:
-        size, time = _size_and_time(path)
-        sizes.update(b"%d\n" % size)
-        times.update(b"%d\n" % time)
+    firsts = range(0, len(files), _FILES_A_TASK)
+    parts = threads.map(
+        lambda first: _sizes_and_times(files[first : first + _FILES_A_TASK]), firsts
+    )
+    for sizes_of_part, times_of_part in parts:
+        sizes.update(sizes_of_part)
+        times.update(times_of_part)
     return sizes.hexdigest(), times.hexdigest()
+
+
+def _sizes_and_times(files: Files) -> tuple[bytes, bytes]:
+    pairs = [_size_and_time(path) for path in files]
+    return b"".join(b"%d\n" % size for size, _ in pairs), b"".join(b"%d\n" % t for _, t in pairs)
 
 
 def _size_and_time(path: str | os.PathLike[str]) -> tuple[int, int]:

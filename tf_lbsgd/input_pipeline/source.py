@@ -55,7 +55,7 @@ class Source(abc.ABC):
         """
         yield repr((self.num_examples, self.image_shape, self.class_names))
 
-    def files(self) -> Sequence[str | os.PathLike[str]]:
+    def data_files(self) -> Sequence[str | os.PathLike[str]]:
         """Returns the files of the data, in a fixed order.
 
         A run that continues looks whether they were replaced, see `file_snapshot`. Data in memory

@@ -45,7 +45,7 @@ class Records(abc.ABC):
         """
         return iter(())
 
-    def files(self) -> Sequence[str | os.PathLike[str]]:
+    def data_files(self) -> Sequence[str | os.PathLike[str]]:
         """Returns the files, in a fixed order."""
         return ()
 
@@ -120,7 +120,7 @@ class SharedFileRecords(Records):
         """Yields name and size of every file."""
         return names_and_sizes(self.paths)
 
-    def files(self) -> Sequence[str | os.PathLike[str]]:
+    def data_files(self) -> Sequence[str | os.PathLike[str]]:
         """Returns the files that hold the records."""
         return self.paths
 
@@ -143,9 +143,9 @@ class KeptRecords(Records):
         """Yields the lines of the records that are kept."""
         return self._records.manifest()
 
-    def files(self) -> Sequence[str | os.PathLike[str]]:
+    def data_files(self) -> Sequence[str | os.PathLike[str]]:
         """Returns the files of the records that are kept."""
-        return self._records.files()
+        return self._records.data_files()
 
     def place(self, record: int) -> str:
         """Says where the record came from."""

@@ -30,7 +30,7 @@ class WholeFiles(Records):
             size = os.path.getsize(path) if index % every == 0 else ""
             yield f"{'/'.join(path.rsplit('/', 2)[-2:])} {size}"
 
-    def files(self) -> Sequence[str]:
+    def data_files(self) -> Sequence[str]:
         """Returns the files."""
         return self._paths
 

@@ -53,9 +53,9 @@ class EncodedImages(IndexedSource):
         yield from super().manifest()
         yield from self.records.manifest()
 
-    def files(self) -> Sequence[str | os.PathLike[str]]:
+    def data_files(self) -> Sequence[str | os.PathLike[str]]:
         """Returns the files of the records."""
-        return self.records.files()
+        return self.records.data_files()
 
     @abc.abstractmethod
     def parse(self, ids: tf.Tensor, records: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -68,9 +68,9 @@ class SmallImages(IndexedSource):
         yield from super().manifest()
         yield from self._records.manifest()
 
-    def files(self) -> Sequence[str | os.PathLike[str]]:
+    def data_files(self) -> Sequence[str | os.PathLike[str]]:
         """Returns the files of the records."""
-        return self._records.files()
+        return self._records.data_files()
 
     def batch_loader(self, *, augmentation: Augmentation, seed: int) -> BatchLoader:
         """Returns the loader of an `ArraySource`."""

@@ -60,7 +60,7 @@ class StreamedImages(Source):
         yield from super().manifest()
         yield from names_and_sizes(self._paths)
 
-    def files(self) -> Sequence[str | os.PathLike[str]]:
+    def data_files(self) -> Sequence[str | os.PathLike[str]]:
         """Returns the files that are streamed."""
         return self._paths
 

@@ -57,9 +57,9 @@ class TolerantImages(Source):
         """Yields the lines of the source."""
         return self._source.manifest()
 
-    def files(self) -> Sequence[str | os.PathLike[str]]:
+    def data_files(self) -> Sequence[str | os.PathLike[str]]:
         """Returns the files of the source."""
-        return self._source.files()
+        return self._source.data_files()
 
     def place(self, sample: int) -> str:
         """Says where an image of the source is."""
