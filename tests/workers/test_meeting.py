@@ -235,6 +235,15 @@ def test_a_worker_that_goes_and_comes_again_is_one_worker(addresses, tmp_path):
         assert chief.result() == [[]]
 
 
+def test_a_long_verdict_arrives_and_controls_no_terminal(addresses, tmp_path):
+    facts = {f"fact {i:04d}": "\x1b[2J" + "\U0001f600" * 200 for i in range(80)}
+    refusal = {"facts": FACTS | facts | {"path": "caf\udce9"}}
+    outcomes = meet(*workers(addresses, tmp_path, worker_2=refusal))
+    assert "differs from the chief in fact 0000. Received: ?[2J" in outcomes[0]
+    assert outcomes[0].endswith(" more.")
+    assert outcomes == [outcomes[0]] * 3
+
+
 def test_a_wrong_clock_is_a_warning(addresses, tmp_path, monkeypatch):
     parts = workers(addresses[:2], tmp_path)
     monkeypatch.setattr(meeting._Follower, "_report", late_report(meeting._Follower._report))

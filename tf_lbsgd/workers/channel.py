@@ -47,7 +47,7 @@ class UnverifiedError(ValueError):
 
 
 class UnsharedFolderError(ValueError):
-    """The secret of the one who answers is not in the run folder."""
+    """The answerer's secret is not in the run folder."""
 
 
 class Secret(NamedTuple):
@@ -64,9 +64,9 @@ class Secret(NamedTuple):
 
 @contextlib.contextmanager
 def offered_secret(folder: Path) -> Iterator[Secret]:
-    """Makes a secret file, and removes it at the end of the block.
+    """Makes a secret file for a block.
 
-    The folder is made if need be.
+    The end of the block removes it. The folder is made if need be.
 
     Raises:
         OSError: The folder cannot be written.
@@ -144,7 +144,7 @@ class Channel:
     async def greet(
         self, kind: str, find_secret: Callable[[str], Awaitable[Secret]], **fields: object
     ) -> Secret:
-        """Sends the first line, and returns when the other side has proved itself.
+        """Sends the first line and awaits the other side's proof.
 
         Args:
             kind: Kind of the first line.
@@ -158,25 +158,27 @@ class Channel:
         nonce = secrets.token_hex(16)
         await self.send(kind, {"version": VERSION, "nonce": nonce, **fields})
         answer = await self.receive("hello")
+        check_version(answer, "this worker")
         secret = await find_secret(name_in(answer, "secret"))
         self._prove(secret, nonce, name_in(answer, "nonce"), "caller", "answerer")
         await self.receive("proof")
         return secret
 
     async def answer(self, first: Message, secret: Secret) -> None:
-        """Answers the first line of a caller, and proves this side."""
+        """Answers a caller's first line and proves this side."""
         nonce = secrets.token_hex(16)
         await self.send("hello", {"version": VERSION, "nonce": nonce, "secret": secret.name})
         self._prove(secret, name_in(first, "nonce"), nonce, "answerer", "caller")
         await self.send("proof", {})
 
     async def send(self, kind: str, message: Message) -> None:
-        """Sends a message, with its HMAC once there is a key.
+        """Sends a message, signed once there is a key.
 
         Raises:
             ValueError: It is too long.
         """
-        body = json.dumps({"lbsgd": kind, **message}, ensure_ascii=False).encode()
+        text = json.dumps({"lbsgd": kind, **message}, ensure_ascii=False)
+        body = text.encode(errors="replace")  # the name of a file need not be UTF-8
         if len(body) > _LARGEST_LINE - 100:
             raise ValueError(f"a {kind} of {len(body)} bytes, more than {_LARGEST_LINE - 100}")
         if self._key:
@@ -186,7 +188,7 @@ class Channel:
         await self._writer.drain()
 
     async def remark(self, reason: str) -> None:
-        """Says something that the other side will show, but not believe."""
+        """Sends a remark, which proves and decides nothing."""
         self._key = b""
         await self.send("unverified", {"reason": reason[:_LONGEST_REMARK]})
 
@@ -253,6 +255,25 @@ async def listening(
             server = await asyncio.start_server(guarded, sock=sock, limit=_LARGEST_LINE)
             stack.callback(server.close)
         yield
+
+
+def check_version(first: Message, speaker: str) -> None:
+    """Checks the version in the other side's first line.
+
+    Args:
+        first: The line.
+        speaker: Who speaks our version, as "the chief".
+
+    Raises:
+        UnverifiedError: It has another version, or none.
+    """
+    version = first.get("version")
+    if version != VERSION:
+        named = version if type(version) is int and 0 <= version < 10**6 else "1 or none"
+        raise UnverifiedError(
+            f"speaks version {named} of the meeting, {speaker} {VERSION}: install the same "
+            "tf_lbsgd on both"
+        )
 
 
 def name_in(message: Message, field: str) -> str:

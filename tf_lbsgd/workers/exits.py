@@ -14,7 +14,7 @@ FAILED_PREFIX = "Failed: "  # begins the line after the traceback of a failure
 
 
 class StartupError(RuntimeError):
-    """The workers could not start together, for a reason that may pass.
+    """The workers could not start together this time.
 
     A worker is late or cannot be reached, or a port is still held. A restart may help.
     """

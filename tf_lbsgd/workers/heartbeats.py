@@ -1,4 +1,4 @@
-"""Writes this worker's heartbeat, and judges the other workers by theirs.
+"""Writes heartbeats, and judges other workers by theirs.
 
 A thread of every worker rewrites `logs/worker-I.state.json` twice a second, in the run folder that
 all workers share. Standard library only.
@@ -77,12 +77,12 @@ class Sighting:
 
     @property
     def has_failed(self) -> bool:
-        """Tells whether it wrote a failure that another worker did not cause."""
+        """Tells whether it wrote a failure of its own."""
         return self.state is not None and bool(self.state.failure) and not self._has_lost_peer
 
     @property
     def is_silent(self) -> bool:
-        """Tells whether it runs by its state file, but gives no sign."""
+        """Tells whether it should run, but gives no sign."""
         if self.state is None or not self.state.is_running:
             return False
         return self.port is Port.REFUSED or self.state.silent_secs > _SILENT_SECS
@@ -102,7 +102,7 @@ class Sighting:
         return self.state is not None and is_lost_peer(self.state.failure)
 
     def describe(self) -> str:
-        """Returns a clause, as "Worker 1 (host:1) stopped answering after step 7, while saving"."""
+        """Returns a clause, as "Worker 1 (host:1) has ended"."""
         if self.state is None:
             return f"{self.name} has ended, and its state file cannot be read"
         if self.has_failed:
@@ -149,7 +149,7 @@ def accuse(sightings: Sequence[Sighting], *, is_heard: bool) -> str:
 
 
 class Heartbeats:
-    """Writes the heartbeat of this worker and reads those of the others.
+    """Writes this worker's heartbeat and reads the others'.
 
     Args:
         folder: Folder of the state files, shared by all workers.
@@ -169,12 +169,15 @@ class Heartbeats:
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
     def start(self) -> None:
-        """Starts the thread, and waits up to 5 s for its first heartbeat."""
+        """Starts the thread and waits for its first heartbeat.
+
+        It waits up to 5 s.
+        """
         self._thread.start()
         self._began.wait(_FIRST_HEARTBEAT_SECS)
 
     def end(self, failure: str, timeout_secs: float) -> None:
-        """Writes the last state, and waits for it up to a timeout.
+        """Writes the last state.
 
         Args:
             failure: Why this worker failed. Empty after a good end.

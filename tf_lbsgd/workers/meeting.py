@@ -24,7 +24,6 @@ Who proves nothing decides nothing. What such a caller says of itself is shown a
 import asyncio
 import contextlib
 import dataclasses
-import math
 import secrets
 import time
 from collections.abc import Callable, Coroutine, Mapping
@@ -33,12 +32,12 @@ from typing import Any
 
 from tf_lbsgd.workers import ports
 from tf_lbsgd.workers.channel import (
-    VERSION,
     Channel,
     Message,
     Secret,
     UnsharedFolderError,
     UnverifiedError,
+    check_version,
     listening,
     name_in,
     offered_secret,
@@ -47,6 +46,7 @@ from tf_lbsgd.workers.channel import (
 )
 from tf_lbsgd.workers.cluster import Cluster
 from tf_lbsgd.workers.exits import StartupError
+from tf_lbsgd.workers.messages import LONGEST_TEXT, Report, Verdict, index_in, typed
 
 _ANSWER_SECS = 10.0  # a worker that is there answers at once
 _RETRY_SECS = 0.2
@@ -56,7 +56,6 @@ _SILENT_SECS = 30.0  # three reminders
 _REFUSAL_SECS = 5.0  # workers of one command start within seconds
 _RIVAL_SECS = 2.0
 _LARGEST_CLOCK_SKEW_SECS = 5.0
-_MOST_PROBLEMS, _LONGEST_PROBLEM = 20, 1500  # characters; a verdict must fit into a message
 
 
 class MeetingError(ValueError):
@@ -109,7 +108,7 @@ class Meeting:
         return [printable(warning) for warning in verdict.warnings]
 
     async def answer_who(self, channel: Channel, first: Message, secret: Secret) -> None:
-        """Tells a caller who has the secret which worker this is."""
+        """Tells a caller with the secret which worker this is."""
         async with asyncio.timeout(_ANSWER_SECS):
             await channel.answer(first, secret)
             me = {"task_index": self.cluster.task_index, "process": self.process}
@@ -128,10 +127,12 @@ class Meeting:
             with contextlib.closing(channel):
                 await channel.greet("who", self.find_secret)
                 answer = await channel.receive("i am")
-        return _index_in(answer, self.cluster.num_workers), name_in(answer, "process")
+        return index_in(answer, self.cluster.num_workers), name_in(answer, "process")
 
     async def find_secret(self, name: str) -> Secret:
-        """Waits a while for a secret file, since network file systems may be slow.
+        """Waits a while for a secret file.
+
+        Network file systems may be slow.
 
         Raises:
             UnsharedFolderError: It does not appear.
@@ -143,8 +144,8 @@ class Meeting:
             await asyncio.sleep(_RETRY_SECS)
         return secret
 
-    async def _unless_rival(self, part: Coroutine[Any, Any, "_Verdict"]) -> "_Verdict":
-        """Takes part in the meeting, unless this worker's address is another one's."""
+    async def _unless_rival(self, part: Coroutine[Any, Any, "Verdict"]) -> "Verdict":
+        """Takes part, unless another worker has this worker's address."""
         if ports.own_addresses(self.cluster):
             return await part
         self.say(
@@ -159,14 +160,14 @@ class Meeting:
         await asyncio.gather(*pending, return_exceptions=True)
         return done.pop().result()
 
-    async def _find_rival(self) -> "_Verdict":
-        """Returns when another process answers at the address of this one."""
+    async def _find_rival(self) -> "Verdict":
+        """Returns when another process answers at this worker's address."""
         me, address = self.cluster.task_index, self.cluster.workers[self.cluster.task_index]
         while True:
             with contextlib.suppress(OSError, ValueError):
                 index, process = await self.ask_who(address)
                 if process != self.process:
-                    return _Verdict(
+                    return Verdict(
                         [
                             f"Another process answers at {address}, the address of worker {me}. "
                             f"Received: worker {index} there, while this host has no such address "
@@ -175,75 +176,6 @@ class Meeting:
                         ]
                     )
             await asyncio.sleep(_RIVAL_SECS)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Verdict:
-    """What the meeting decided.
-
-    Attributes:
-        problems: What prevents a run.
-        warnings: What does not prevent it.
-        is_final: Whether a restart would find the same problems.
-    """
-
-    problems: list[str] = dataclasses.field(default_factory=list)
-    warnings: list[str] = dataclasses.field(default_factory=list)
-    is_final: bool = True
-
-    @classmethod
-    def from_message(cls, message: Message) -> "_Verdict":
-        problems, warnings = (_texts_in(message, field) for field in ("problems", "warnings"))
-        return cls(problems, warnings, _typed(message, "is_final", bool))
-
-    def shortened(self) -> "_Verdict":
-        """Returns a verdict that fits into a message."""
-
-        def few(texts: list[str]) -> list[str]:
-            more = (
-                [f"And {len(texts) - _MOST_PROBLEMS} more."] if len(texts) > _MOST_PROBLEMS else []
-            )
-            return [printable(text[:_LONGEST_PROBLEM]) for text in texts[:_MOST_PROBLEMS]] + more
-
-        return _Verdict(few(self.problems), few(self.warnings), self.is_final)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Report:
-    """What a worker says of itself, with every field checked.
-
-    Attributes:
-        channel: The connection on which it came.
-        skew_secs: How far the worker's clock is behind the chief's.
-        heard: Set whenever the worker has said that it is here.
-    """
-
-    task_index: int
-    process: str
-    workers: list[str]
-    facts: dict[str, str]
-    refusal: str
-    skew_secs: float
-    channel: Channel
-    heard: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
-
-    @classmethod
-    def from_message(cls, message: Message, task_index: int, channel: Channel) -> "_Report":
-        facts = _typed(message, "facts", dict)
-        if not all(isinstance(value, str) for value in facts.values()):
-            raise ValueError("facts that are no strings")
-        clock = _typed(message, "time", float)
-        if not math.isfinite(clock):
-            raise ValueError("no time")
-        return cls(
-            task_index=task_index,
-            process=name_in(message, "process"),
-            workers=_texts_in(message, "workers"),
-            facts=facts,
-            refusal=_typed(message, "refusal", str),
-            skew_secs=time.time() - clock,
-            channel=channel,
-        )
 
 
 class _Follower:
@@ -256,7 +188,7 @@ class _Follower:
         self._unshared = ""  # why the chief's secret was not found
         self._remark = ""  # of a chief that proved nothing
 
-    async def follow(self) -> _Verdict:
+    async def follow(self) -> Verdict:
         """Meets the chief, again and again until the timeout."""
         deadline = time.monotonic() + self._part.timeout_secs
         reason: Exception = TimeoutError("nothing")
@@ -269,14 +201,14 @@ class _Follower:
                 await asyncio.sleep(_RETRY_SECS)
         return self._without_chief(reason)
 
-    def _without_chief(self, reason: Exception) -> _Verdict:
+    def _without_chief(self, reason: Exception) -> Verdict:
         chief, me = (self._cluster.name_of(i) for i in (0, self._cluster.task_index))
         if self._unshared and self._secret is None:
             problem = (
                 f"{me} does not see the chief's run folder. Received: {self._unshared} there "
                 "Expected: a --run_dir on a file system that all workers share."
             )
-            return _Verdict([problem])
+            return Verdict([problem])
         problem = (
             f"{chief}, the chief, does not answer {me}. "
             f"Received: {self._remark or _reason(reason)} for {self._part.timeout_secs:.0f} s. "
@@ -284,9 +216,9 @@ class _Follower:
             "is right; "
             "--startup_timeout_secs says how long to wait."
         )
-        return _Verdict([problem], is_final=False)
+        return Verdict([problem], is_final=False)
 
-    async def _attend(self) -> _Verdict:
+    async def _attend(self) -> Verdict:
         """Reports to the chief and waits for its verdict."""
         async with asyncio.timeout(_ANSWER_SECS):
             channel = await Channel.connect(self._cluster.workers[0])
@@ -298,8 +230,8 @@ class _Follower:
                 async with asyncio.timeout(_SILENT_SECS):
                     message = await channel.receive("waiting", "verdict")
                 if message["lbsgd"] == "verdict":
-                    return _Verdict.from_message(message)
-                if names := _typed(message, "for", str):
+                    return Verdict.from_message(message)
+                if names := typed(message, "for", str):
                     self._part.say(f"Waiting for {printable(names)}")
                 await channel.send("here", {})
 
@@ -332,26 +264,29 @@ class _Follower:
             "process": self._part.process,
             "workers": list(self._cluster.workers),
             "facts": dict(self._part.facts),
-            "refusal": self._part.refusal,
+            "refusal": self._part.refusal[:LONGEST_TEXT],
             "time": time.time(),
         }
 
 
 class _Chief:
-    """Plays the part of the chief, and keeps what it knows of the other workers."""
+    """Plays the part of the chief.
+
+    It keeps what it knows of the other workers.
+    """
 
     def __init__(self, part: Meeting) -> None:
         self._part = part
         self._cluster = part.cluster
         self._secret: Secret | None = None
         self._misfits: list[str] = []
-        self._reports: dict[int, _Report] = {}
+        self._reports: dict[int, Report] = {}
         self._doubted: set[int] = set()  # workers of whom a second process has come
         self._remarks: dict[int, str] = {}  # of callers that proved nothing
         self._channels: set[Channel] = set()  # of workers only
         self._news = asyncio.Event()
 
-    async def lead(self) -> _Verdict:
+    async def lead(self) -> Verdict:
         """Waits for all workers and tells them the verdict."""
         with contextlib.ExitStack() as stack:
             try:
@@ -390,7 +325,7 @@ class _Chief:
             self._news.clear()
 
     async def _all_answer(self) -> bool:
-        """Asks all workers for a sign, and drops those that give none."""
+        """Asks all workers for a sign, and drops silent ones."""
         reports = list(self._reports.values())
         answers = await asyncio.gather(*(_is_here(report) for report in reports))
         for report, is_here in zip(reports, answers, strict=True):
@@ -398,24 +333,24 @@ class _Chief:
                 self._drop(report)
         return all(answers) and not self._missing()
 
-    def _drop(self, report: _Report) -> None:
+    def _drop(self, report: Report) -> None:
         report.channel.close()
         self._channels.discard(report.channel)
         if self._reports.get(report.task_index) is report:  # it may come again
             del self._reports[report.task_index]
 
     def _missing(self) -> list[int]:
-        """Returns the indices of workers that are not there, or are in doubt."""
+        """Returns the indices of workers that are missing or doubted."""
         there = self._reports.keys() - self._doubted
         return [i for i in range(1, self._cluster.num_workers) if i not in there]
 
-    def _verdict(self) -> _Verdict:
+    def _verdict(self) -> Verdict:
         if self._part.refusal:
             chief = self._cluster.name_of(0)
-            return _Verdict([f"{chief}, the chief, cannot start. {self._part.refusal}"])
+            return Verdict([f"{chief}, the chief, cannot start. {self._part.refusal}"])
         disagreements = self._disagreements()
         absences = [self._absence(index) for index in self._missing()]
-        return _Verdict([*disagreements, *absences], self._warnings(), bool(disagreements))
+        return Verdict([*disagreements, *absences], self._warnings(), bool(disagreements))
 
     def _disagreements(self) -> list[str]:
         found = list(self._misfits)
@@ -439,7 +374,7 @@ class _Chief:
             if abs(report.skew_secs) > _LARGEST_CLOCK_SKEW_SECS
         ]
 
-    def _differences(self, report: _Report) -> list[str]:
+    def _differences(self, report: Report) -> list[str]:
         name = self._cluster.name_of(report.task_index)
         if report.refusal:
             return [f"{name} cannot start. {report.refusal}"]
@@ -451,7 +386,7 @@ class _Chief:
             if theirs.get(field) != ours.get(field)
         ]
 
-    async def _unreachable(self) -> _Verdict | None:
+    async def _unreachable(self) -> Verdict | None:
         """Calls every worker at its address, as TensorFlow will.
 
         It returns None if all of them answer.
@@ -462,10 +397,13 @@ class _Chief:
         if not found:
             return None
         problems = [problem for verdict in found for problem in verdict.problems]
-        return _Verdict(problems, is_final=any(verdict.is_final for verdict in found))
+        return Verdict(problems, is_final=any(verdict.is_final for verdict in found))
 
-    async def _call(self, task_index: int) -> _Verdict | None:
-        """Returns what is wrong with the address of a worker, or None."""
+    async def _call(self, task_index: int) -> Verdict | None:
+        """Checks the address of a worker.
+
+        It returns None if nothing is wrong.
+        """
         name = self._cluster.name_of(task_index)
         try:
             index, process = await self._part.ask_who(self._cluster.workers[task_index])
@@ -475,13 +413,13 @@ class _Chief:
                 "Expected: every worker can connect to every other one, on the ports of the "
                 "cluster; look at firewalls and at what the name resolves to."
             )
-            return _Verdict([problem], is_final=False)
+            return Verdict([problem], is_final=False)
         report = self._reports.get(task_index)
         if index == task_index and (report is None or process == report.process):
             return None
         which = "another worker" if index != task_index else "another process"
         problem = f"At the address of {name} {which} answers. Received: {index} Expected: "
-        return _Verdict([f"{problem}{task_index}"], is_final=index != task_index)
+        return Verdict([f"{problem}{task_index}"], is_final=index != task_index)
 
     async def _receive(self, channel: Channel) -> None:
         """Takes a worker's report, and waits until that worker leaves."""
@@ -491,7 +429,7 @@ class _Chief:
             if self._secret is not None:
                 await self._part.answer_who(channel, first, self._secret)
             return
-        index = _index_in(first, self._cluster.num_workers)
+        index = index_in(first, self._cluster.num_workers)
         try:
             report = await self._identify(channel, first, index)
         except UnverifiedError as remark:
@@ -500,29 +438,27 @@ class _Chief:
         await self._admit(report)
         await self._listen_to(report)
 
-    async def _identify(self, channel: Channel, first: Message, index: int) -> _Report:
-        version = first.get("version")
-        if version != VERSION:
-            named = version if type(version) is int and 0 <= version < 10**6 else "1 or none"
-            reason = f"speaks version {named} of the meeting, the chief {VERSION}"
-            advice = f"{reason}: install the same tf_lbsgd on both"
-            await channel.remark(f"{self._cluster.name_of(index)} {advice}")
-            raise UnverifiedError(advice)
+    async def _identify(self, channel: Channel, first: Message, index: int) -> Report:
+        try:
+            check_version(first, "the chief")
+        except UnverifiedError as error:
+            await channel.remark(f"{self._cluster.name_of(index)} {error}")
+            raise
         if self._secret is None:
             await channel.remark(f"cannot start. {self._part.refusal}")
             raise ValueError("no secret")
         async with asyncio.timeout(_ANSWER_SECS):
             await channel.answer(first, self._secret)
-            return _Report.from_message(await channel.receive("report"), index, channel)
+            return Report.from_message(await channel.receive("report"), index, channel)
 
     def _note(self, index: int, remark: str) -> None:
-        """Shows what someone says who proved nothing, once for each worker."""
+        """Keeps an unverified remark, and shows a worker's first one."""
         shown = f"(unverified, says it is {self._cluster.name_of(index)}: {remark})"
         if index not in self._remarks:
             self._part.say(shown)
         self._remarks[index] = shown
 
-    async def _admit(self, report: _Report) -> None:
+    async def _admit(self, report: Report) -> None:
         self._channels.add(report.channel)
         if misfit := await self._misfit(report):
             self._misfits.append(misfit)
@@ -532,7 +468,7 @@ class _Chief:
             self._reports[report.task_index] = report
         self._news.set()
 
-    async def _misfit(self, report: _Report) -> str:
+    async def _misfit(self, report: Report) -> str:
         index, workers = report.task_index, report.workers
         if workers != list(self._cluster.workers):
             return (
@@ -546,8 +482,8 @@ class _Chief:
             )
         return ""
 
-    async def _is_second_process(self, report: _Report) -> bool:
-        """Tells whether another process is this worker, and is still here."""
+    async def _is_second_process(self, report: Report) -> bool:
+        """Tells whether another process is this worker too."""
         before = self._reports.get(report.task_index)
         if before is None or before.process == report.process:
             return False
@@ -556,8 +492,8 @@ class _Chief:
         self._doubted.discard(report.task_index)
         return is_here
 
-    async def _listen_to(self, report: _Report) -> None:
-        """Returns when a worker has left or is silent for too long."""
+    async def _listen_to(self, report: Report) -> None:
+        """Returns when a worker has left or fell silent."""
         try:
             while True:
                 async with asyncio.timeout(_SILENT_SECS):
@@ -606,35 +542,17 @@ def refuse(cluster: Cluster, reason: str, shared_folder: Path) -> None:
             shared_folder.rmdir()
 
 
-async def _is_here(report: _Report) -> bool:
-    """Asks a worker for a sign, since its machine may have gone without a word."""
+async def _is_here(report: Report) -> bool:
+    """Asks a worker for a sign.
+
+    Its machine may have gone without a word.
+    """
     report.heard.clear()
     with contextlib.suppress(OSError):
         await report.channel.send("waiting", {"for": ""})
         async with asyncio.timeout(_ANSWER_SECS):
             await report.heard.wait()
     return report.heard.is_set()
-
-
-def _index_in(message: Message, num_workers: int) -> int:
-    index = message.get("task_index")
-    if type(index) is not int or not 0 <= index < num_workers:
-        raise ValueError("no task index of this cluster")
-    return index
-
-
-def _typed(message: Message, field: str, kind: type) -> Any:
-    value = message.get(field)
-    if type(value) is not kind:
-        raise ValueError(f"a message whose {field} is not of the type {kind.__name__}")
-    return value
-
-
-def _texts_in(message: Message, field: str) -> list[str]:
-    texts = _typed(message, field, list)
-    if not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"a message whose {field} has other values than strings")
-    return texts
 
 
 def _reason(error: Exception) -> str:

@@ -12,7 +12,7 @@ from tf_lbsgd.workers.exits import StartupError
 
 
 def check_port_is_free(cluster: Cluster) -> None:
-    """Checks that this worker can listen on its port, on every interface.
+    """Checks that this worker's port is free on every interface.
 
     TensorFlow's server will listen there.
 
@@ -54,9 +54,9 @@ def open_port(cluster: Cluster) -> list[socket.socket]:
 
 
 def own_addresses(cluster: Cluster) -> list[str]:
-    """Returns the IP addresses of this worker's name that this host has.
+    """Returns this worker's IP addresses on this host.
 
-    The list is empty if the name leads to another host, or nowhere.
+    Its name leads to them. The list is empty if the name leads to another host, or nowhere.
     """
     host, _ = split_address(cluster.address)
     with contextlib.suppress(OSError, UnicodeError):

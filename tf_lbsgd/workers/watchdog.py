@@ -38,7 +38,7 @@ _Stage = Callable[[], tuple[str, bool]]
 
 @dataclasses.dataclass
 class _Activity:
-    """What this worker is doing, and for how long without suspensions."""
+    """What this worker is doing, and how long, without suspensions."""
 
     name: str
     step: int
@@ -139,9 +139,10 @@ class Watchdog:
         return limit * _FIRST_STEP_FACTOR if is_first else limit
 
     def _report(self, elapsed_secs: float) -> None:
-        """Says on terminal, log and state file why the process ends.
+        """Says why the process ends.
 
-        Each of them has its own thread, so that one that blocks does not silence the others.
+        Terminal, log and state file each have a thread, so that one that blocks does not
+        silence the others.
         """
         deadline = time.monotonic() + _REPORT_SECS
         states: dict[int, WorkerState] = {}
@@ -194,7 +195,7 @@ def _print_with_stacks(message: str) -> None:
 
 
 def _run_within(secs: float, *parts: Callable[[], object]) -> None:
-    """Runs parts at the same time, and leaves those that take longer."""
+    """Runs parts at once, and leaves those that take longer."""
     deadline = time.monotonic() + secs
     threads = [threading.Thread(target=part, daemon=True) for part in parts]
     with contextlib.suppress(RuntimeError):  # the system has no more threads for us
