@@ -213,8 +213,7 @@ class _Follower:
             f"{chief}, the chief, does not answer {me}. "
             f"Received: {self._remark or _reason(reason)} for {self._part.timeout_secs:.0f} s. "
             "Expected: the same command and the same tf_lbsgd run on every worker, and its address "
-            "is right; "
-            "--startup_timeout_secs says how long to wait."
+            "is right; --startup_timeout_secs says how long to wait."
         )
         return Verdict([problem], is_final=False)
 
@@ -252,6 +251,7 @@ class _Follower:
                 self._part.say(remark)
             self._remark = remark
             raise
+        self._remark = ""
 
     async def _receive(self, channel: Channel) -> None:
         async with asyncio.timeout(_ANSWER_SECS):
@@ -505,8 +505,10 @@ class _Chief:
     async def _send_to_all(self, kind: str, message: Message) -> None:
         """Sends a message to all workers that are there."""
         for channel in list(self._channels):
+            # One whose machine is gone may take nothing any more.
             with contextlib.suppress(OSError):
-                await channel.send(kind, message)
+                async with asyncio.timeout(_ANSWER_SECS):
+                    await channel.send(kind, message)
 
     async def _until_all_have_left(self) -> None:
         """Waits until all workers have closed their connections.
