@@ -120,10 +120,10 @@ def accuse(sightings: Sequence[Sighting], *, is_heard: bool) -> str:
 
     1. A worker that wrote its own failure is named. A failure by the loss of another worker does
        not count.
-    2. Otherwise silent workers are named, if this worker can trust its own eyes. It cannot if its
-       own heartbeat is not written, if file and port of any worker contradict each other, or if
-       more than half of the others, and more than one, are silent at once.
-    3. If it cannot, the message says so, and only lists what was seen.
+    2. Otherwise silent workers are named, unless this worker may be cut off. It may be if its own
+       heartbeat is not written, if no other worker's port answers, if file and port of any worker
+       contradict each other, or if more than half of the others, and more than one, are silent.
+    3. If it may be cut off, the message says so, and only lists what was seen.
 
     Args:
         sightings: One of each other worker.
@@ -139,7 +139,8 @@ def accuse(sightings: Sequence[Sighting], *, is_heard: bool) -> str:
     if not silent and not doubtful:
         return ""
     are_most = len(silent) > 1 and 2 * len(silent) > len(sightings)
-    if is_heard and not doubtful and not are_most:
+    is_answered = any(sighting.port is not Port.UNREACHABLE for sighting in sightings)
+    if is_heard and is_answered and not doubtful and not are_most:
         return "; ".join(silent) + "."
     own = [] if is_heard else ["the heartbeat of this worker cannot be written"]
     return (
