@@ -13,8 +13,9 @@ from tf_lbsgd.preparation import PreparedRun, agree_with_other_workers, prepare_
 from tf_lbsgd.run.folder import RunFolder
 from tf_lbsgd.run.options import RunOptions
 from tf_lbsgd.run.recipe import Recipe
-from tf_lbsgd.workers import meeting
+from tf_lbsgd.workers import ports
 from tf_lbsgd.workers.cluster import Cluster
+from tf_lbsgd.workers.exits import StartupError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Doctor:
         for name, check in checks.items():
             try:
                 yield Finding(name, True, check())
-            except ValueError as error:
+            except (ValueError, StartupError) as error:
                 yield Finding(name, False, str(error))
                 return
 
@@ -110,7 +111,7 @@ class Doctor:
     def _check_port(self) -> str:
         if not self._cluster.is_multi_worker:
             return "none needed"
-        meeting.check_port_is_free(self._cluster)
+        ports.check_port_is_free(self._cluster)
         return f"{self._cluster.address} is free"
 
     def _check_other_workers(self) -> str:

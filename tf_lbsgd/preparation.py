@@ -232,7 +232,7 @@ def agree_with_other_workers(prepared: PreparedRun) -> None:
     It returns when all workers have met and are about to do the same. It prints their warnings.
 
     Raises:
-        MeetingError: As in `meeting.Meeting.meet`.
+        MeetingError, StartupError: As in `meeting.Meeting.meet`.
     """
     if not prepared.cluster.is_multi_worker:
         return

@@ -62,6 +62,7 @@ def run_training(prepared: PreparedRun, notice: PreemptionNotice | None = None) 
     Raises:
         ValueError: The workers do not fit together, or the newest checkpoint does not fit the run.
             No step has run.
+        StartupError: A worker did not come or cannot be reached. No step has run.
         PreemptedError: A worker received SIGTERM. The last step is saved.
         WorkerLostError: Another worker failed or stopped answering. The message names it.
         NonFiniteError: See `callbacks.NonFinitePolicy`.

@@ -10,7 +10,7 @@ import pytest
 from worker_processes import ONE_THREAD, binary_command, end_all, environment, run_binary, start
 
 from tf_lbsgd.workers.cluster import Cluster
-from tf_lbsgd.workers.exits import MISCONFIGURED
+from tf_lbsgd.workers.exits import FAILED, MISCONFIGURED
 from tf_lbsgd.workers.launcher import free_ports
 
 RECIPE = (
@@ -37,18 +37,22 @@ def train(cluster: Cluster, run_dir: Path, *flags: str) -> subprocess.Popen:
     )
 
 
-def refusals(*workers: subprocess.Popen) -> list[str]:
-    """What each worker says on its terminal, when it refuses in time and has trained nothing."""
+def refusals(*workers: subprocess.Popen, statuses: tuple[int, ...] = ()) -> list[str]:
+    """What each worker says on its terminal, when it refuses in time and has trained nothing.
+
+    The status is 2 unless others are given.
+    """
+    statuses = statuses or (MISCONFIGURED,) * len(workers)
     started = time.monotonic()
     try:
         outputs = [worker.communicate(timeout=_LONGEST_SECS) for worker in workers]
     finally:
         end_all(workers)
     said = []
-    for worker, (output, errors) in zip(workers, outputs, strict=True):
-        assert worker.returncode == MISCONFIGURED, output + errors
+    for worker, (output, errors), status in zip(workers, outputs, statuses, strict=True):
+        assert worker.returncode == status, output + errors
         assert "epoch" not in output
-        assert errors.startswith("Error: ")
+        assert errors.startswith("Error: " if status == MISCONFIGURED else "Failed: ")
         assert "Traceback" not in errors
         said.append(errors)
     assert time.monotonic() - started < _LONGEST_SECS
@@ -95,9 +99,13 @@ def test_a_worker_without_data_tells_the_other(index, addresses, tmp_path):
 
 def test_a_run_folder_of_one_s_own_is_named_on_both(addresses, tmp_path):
     run_dirs = tmp_path / "a", tmp_path / "b"
-    said = refusals(*(train(Cluster(addresses, i), run_dirs[i]) for i in (0, 1)))
-    assert said[0] == said[1]
-    assert f"Worker 1 ({addresses[1]}) does not see the chief's run folder." in said[0]
+    parts = [train(Cluster(addresses, i), run_dirs[i]) for i in (0, 1)]
+    said = refusals(*parts, statuses=(FAILED, MISCONFIGURED))
+    name = f"Worker 1 ({addresses[1]})"
+    assert f"{name} does not see the chief's run folder." in said[1]
+    # It proved nothing to the chief, which therefore waited, and shows what it heard.
+    remark = f"(unverified, says it is {name}: does not see the chief's run folder: no .meeting-"
+    assert f"{name} did not come. Received: {remark}" in said[0]
     for run_dir in run_dirs:
         assert_nothing_was_trained(run_dir)
 
@@ -110,6 +118,7 @@ def test_a_missing_worker_a_missing_chief_and_a_taken_port_are_named(addresses, 
             train(Cluster(addresses, 0), tmp_path / "run"),
             train(Cluster(addresses, 1), tmp_path / "run"),
             train(Cluster(other, 1), tmp_path / "other"),
+            statuses=(FAILED, FAILED, FAILED),  # a restart may help
         )
     assert f"Worker 1 ({addresses[1]}) did not come." in said[0]
     assert f"Worker 1 ({addresses[1]}) cannot listen on its port {port}." in said[1]

@@ -81,6 +81,23 @@ def test_a_failed_group_is_started_again_and_finishes(folder, no_delays, capfd):
     assert no_delays == [1.0]
 
 
+def test_a_full_disk_does_not_end_the_supervision(folder, no_delays, capfd):
+    folder.logs.mkdir()
+    folder.supervisor_log.symlink_to("/dev/full")
+    supervise(folder, "if attempt == 0 and index == 1: os.kill(os.getpid(), signal.SIGKILL)")
+    assert attempts(folder) == 2
+    errors = capfd.readouterr().err
+    assert "Restart 1 in 1 s" in errors
+    assert f"This is not in {folder.supervisor_log}: [Errno 28] No space left" in errors
+
+
+def test_workers_that_cannot_all_be_started_leave_no_process(folder):
+    folder.log(1).mkdir(parents=True)  # a folder in place of the second worker's log
+    with pytest.raises(IsADirectoryError):
+        supervise(folder, "time.sleep(60)")
+    assert_nobody_is_left(folder)
+
+
 def test_restarts_without_progress_back_off_and_end(folder, no_delays, capfd):
     script = "save(3)\nif index == 0: lose_peer()\nraise ZeroDivisionError('deterministic')"
     with pytest.raises(WorkerFailedError) as failure:

@@ -26,6 +26,7 @@ from tf_lbsgd.workers.exits import (
     PREEMPTED,
     REFUSED_PREFIX,
     PreemptedError,
+    StartupError,
 )
 
 _LAUNCHER_PID = "LBSGD_LAUNCHER_PID"
@@ -36,7 +37,8 @@ def run_binary(main: Callable[[list[str]], None], *, takes_arguments: bool = Fal
     """Parses the flags, runs `main` and exits.
 
     It never returns. A ValueError means bad input: its message goes to the terminal, and the exit
-    status is `MISCONFIGURED`. After a PreemptedError the status is `PREEMPTED`. Any other exception
+    status is `MISCONFIGURED`. After a StartupError the message goes to the terminal too, and the
+    status is `FAILED`. After a PreemptedError the status is `PREEMPTED`. Any other exception
     is a failure: its traceback goes to the log, and the status is `FAILED`.
 
     Args:
@@ -59,6 +61,10 @@ def run_binary(main: Callable[[list[str]], None], *, takes_arguments: bool = Fal
             if _has_log(terminal):
                 traceback.print_exc()
             return _end(terminal, f"{REFUSED_PREFIX}{error}", MISCONFIGURED)
+        except StartupError as error:
+            if _has_log(terminal):
+                traceback.print_exc()
+            return _end(terminal, f"{FAILED_PREFIX}{error}", FAILED)
         except PreemptedError as notice:
             return _end(terminal, str(notice), PREEMPTED)
         except KeyboardInterrupt:

@@ -36,7 +36,7 @@ def main(_: list[str]) -> None:
         try:
             prepared = prepare_run(recipe, cluster, run_folder.path, options)
         except ValueError as error:
-            meeting.refuse(cluster, str(error))
+            meeting.refuse(cluster, str(error), run_folder.path)
             raise
     process.send_standard_error_to(run_folder.log(cluster.task_index), chatter)
     result = run_training(prepared, notice)

@@ -13,6 +13,13 @@ REFUSED_PREFIX = "Error: "  # begins the message of an exit with MISCONFIGURED
 FAILED_PREFIX = "Failed: "  # begins the line after the traceback of a failure
 
 
+class StartupError(RuntimeError):
+    """The workers could not start together this time.
+
+    A worker is late or cannot be reached, or a port is still held. A restart may help.
+    """
+
+
 class WorkerLostError(RuntimeError):
     """Another worker failed or stopped answering. The message names it."""
 

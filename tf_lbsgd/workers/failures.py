@@ -67,7 +67,7 @@ class Ending:
             return Cause.DONE
         # TensorFlow's coordination service ends a process that lost its peers by SIGABRT.
         may_have_lost_peer = self.status > 0 or self.status == -signal.SIGABRT
-        if may_have_lost_peer and _LOST_PEER.search("\n".join(self.last_words())):
+        if may_have_lost_peer and is_lost_peer("\n".join(self.last_words())):
             return Cause.LOST_PEER
         return Cause.RAISED if self.status > 0 else Cause.KILLED
 
@@ -97,6 +97,11 @@ class Ending:
         if self.status is None or self.status <= 0:  # it had no time to write an error
             return lines[-_KILLED_LOG_TAIL_LINES:]
         return _refusal(lines) or _traceback(lines) or lines[-_LOG_TAIL_LINES:]
+
+
+def is_lost_peer(text: str) -> bool:
+    """Tells whether an error says that another worker was lost."""
+    return _LOST_PEER.search(text) is not None
 
 
 def first_failure(endings: Sequence[Ending]) -> Ending | None:

@@ -71,9 +71,12 @@ class LocalWorkers:
         self._endings: dict[int, Ending] = {}  # in the order in which they ended
         self._log_starts = [log.stat().st_size if log.exists() else 0 for log in self.logs]
         cluster = local_cluster(len(self.logs))
-        for task_index, log in enumerate(self.logs):
-            mine = dataclasses.replace(cluster, task_index=task_index)
-            self._processes.append(self._start(mine, log))
+        with contextlib.ExitStack() as on_error:
+            on_error.callback(_end_processes, self._processes)
+            for task_index, log in enumerate(self.logs):
+                mine = dataclasses.replace(cluster, task_index=task_index)
+                self._processes.append(self._start(mine, log))
+            on_error.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -82,9 +82,12 @@ def supervise(
 def _report(run_folder: RunFolder, sentence: str) -> None:
     print(sentence, file=sys.stderr, flush=True)
     now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-    run_folder.logs.mkdir(parents=True, exist_ok=True)
-    with run_folder.supervisor_log.open("a") as file:
-        file.write(f"{now} {sentence}\n")
+    try:
+        run_folder.logs.mkdir(parents=True, exist_ok=True)
+        with run_folder.supervisor_log.open("a") as file:
+            file.write(f"{now} {sentence}\n")
+    except OSError as error:  # a restart may help all the same
+        print(f"This is not in {run_folder.supervisor_log}: {error}", file=sys.stderr, flush=True)
 
 
 def _sleep(secs: float, notice: PreemptionNotice) -> None:

@@ -60,7 +60,7 @@ REFUSALS = experiment(
         ),
         required=40,
         limit_secs=30.0,
-        but="agree_in or hears or disturb or comes_again or clock",  # nothing is refused there
+        but="agree_in or hears or comes_again or clock or silent or died or warning",  # no refusal
     ),
 )
 NON_FINITE = experiment(
