@@ -92,7 +92,7 @@ def test_strangers_do_not_disturb(addresses, tmp_path):
     ],
 )
 def test_what_a_stranger_says_is_shown_as_unverified(addresses, tmp_path, name, remark):
-    parts = workers(addresses[:2], tmp_path, timeout_secs=0.8)
+    parts = workers(addresses[:2], tmp_path, timeout_secs=0.5)
     worker = f"Worker 1 ({addresses[1]})"
     shown = f"{worker} did not come. Received: (unverified, says it is {worker}: {remark}"
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
@@ -149,7 +149,7 @@ def test_a_recorded_worker_cannot_be_played_again(addresses, tmp_path):
     parts = workers(addresses[:2], tmp_path)
     recorded = record_worker(parts[1], addresses[0], tmp_path)
     assert b'"refusal": ""' in recorded
-    replay = {"timeout_secs": 0.8}
+    replay = {"timeout_secs": 0.5}
     parts = workers(addresses[:2], tmp_path, worker_0=replay)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         chief = pool.submit(meet, parts[0])
@@ -242,10 +242,10 @@ def false_chief(address: str, lines: list[bytes]):
 
 
 def test_a_chief_without_a_folder_is_shown_as_unverified(addresses, tmp_path, monkeypatch):
-    monkeypatch.setattr(meeting, "_REFUSAL_SECS", 1.0)
+    monkeypatch.setattr(meeting, "_REFUSAL_SECS", 0.7)
     file = tmp_path / "file"
     file.touch()
-    parts = workers(addresses, file / "run", timeout_secs=2.0)
+    parts = workers(addresses, file / "run", timeout_secs=1.2)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         refusing = pool.submit(meeting.refuse, parts[0].cluster, "No data here.", file / "run")
         (outcome,) = meet(parts[1])
