@@ -15,9 +15,6 @@ See README.md for whole programs.
 
 from typing import TYPE_CHECKING
 
-from tf_lbsgd.run.recipe import Recipe
-from tf_lbsgd.workers.cluster import Cluster
-
 if TYPE_CHECKING:
     from tf_lbsgd.callbacks import GradientNoiseScale
     from tf_lbsgd.distribution import create_strategy
@@ -26,12 +23,14 @@ if TYPE_CHECKING:
     from tf_lbsgd.models import resnet
     from tf_lbsgd.models.batch_normalization import BatchNormalization
     from tf_lbsgd.optimizers import LARS, MomentumCorrectedSGD, MomentumSGD
+    from tf_lbsgd.run.recipe import Recipe
     from tf_lbsgd.schedules import (
         WarmupCosineDecay,
         WarmupPiecewiseConstantDecay,
         WarmupPolynomialDecay,
     )
     from tf_lbsgd.step.trainer import DataParallelModel, MultiWorkerTrainer
+    from tf_lbsgd.workers.cluster import Cluster
 
 __all__ = [
     "LARS",
@@ -52,17 +51,19 @@ __all__ = [
     "resnet",
 ]
 
-# Names that need TensorFlow are imported when first used. So a binary can decide where TensorFlow's
-# start-up messages go before TensorFlow starts.
+# Names are imported when first used. So a binary can listen for signals at once, and can decide
+# where TensorFlow's start-up messages go before TensorFlow starts.
 _MODULES = {
     "ArraySource": "tf_lbsgd.input_pipeline.sources.array_source",
     "BatchNormalization": "tf_lbsgd.models.batch_normalization",
+    "Cluster": "tf_lbsgd.workers.cluster",
     "DataParallelModel": "tf_lbsgd.step.trainer",
     "GradientNoiseScale": "tf_lbsgd.callbacks",
     "LARS": "tf_lbsgd.optimizers",
     "MomentumCorrectedSGD": "tf_lbsgd.optimizers",
     "MomentumSGD": "tf_lbsgd.optimizers",
     "MultiWorkerTrainer": "tf_lbsgd.step.trainer",
+    "Recipe": "tf_lbsgd.run.recipe",
     "Source": "tf_lbsgd.input_pipeline.source",
     "WarmupCosineDecay": "tf_lbsgd.schedules",
     "WarmupPiecewiseConstantDecay": "tf_lbsgd.schedules",

@@ -5,6 +5,7 @@ evaluation crop and returns logits. Its first layer normalizes the images. It co
 whatever the precision of the run was, since the weights are always float32.
 """
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from tf_lbsgd.builders import create_model
 from tf_lbsgd.evaluation import checkpoint_to_judge, evaluated_weights
 from tf_lbsgd.models.batch_normalization import BatchNormalization
 from tf_lbsgd.preparation import open_split
+from tf_lbsgd.run.files import local_path, refuse_bad_paths
 from tf_lbsgd.run.folder import RunFolder
 from tf_lbsgd.run.options import RunOptions
 
@@ -50,7 +52,7 @@ def export_run(
         ValueError: There is no run or no complete checkpoint, or the format is unknown. Or the
             output exists, cannot be made, or has the wrong suffix. Nothing was written.
     """
-    run_folder, output = RunFolder(run_dir), Path(output)
+    run_folder, output = RunFolder(run_dir), local_path(output, "--output")
     recipe = run_folder.read_recipe()
     write = _writer(export_format)
     _check_output(output, export_format)
@@ -65,7 +67,7 @@ def export_run(
     )
 
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".partial-{output.name}")
+    partial = _partial(output)
     write(model, partial)
     os.replace(partial, output)
     return {
@@ -124,6 +126,7 @@ def _writer(export_format: str) -> Callable[[keras.Model, Path], None]:
     return _WRITERS[export_format]
 
 
+@refuse_bad_paths()
 def _check_output(output: Path, export_format: str) -> None:
     if os.path.lexists(output):
         raise ValueError(
@@ -136,9 +139,16 @@ def _check_output(output: Path, export_format: str) -> None:
             f"Keras recognizes its files by their suffix. Received: output={output} for "
             f"format={export_format}. Expected: a path {expected} .keras."
         )
-    existing = next(folder for folder in output.absolute().parents if folder.exists())
+    with contextlib.suppress(FileNotFoundError):
+        os.lstat(_partial(output))  # raises if the path is too long
+    existing = next(folder for folder in output.absolute().parents if os.path.lexists(folder))
     if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
         raise ValueError(
             f"The output cannot be written. Received: output={output}, where {existing} is a file "
             "or not writable. Expected: a path in a folder, or where folders can be made."
         )
+
+
+def _partial(output: Path) -> Path:
+    """Returns the path of an unfinished output."""
+    return output.with_name(f".partial-{output.name}")

@@ -22,8 +22,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from tf_lbsgd.run.files import replace_file
+from tf_lbsgd.run.fields import is_number, refusal, require
+from tf_lbsgd.run.files import check_object, local_path, read_object, refuse_bad_paths, replace_file
 from tf_lbsgd.run.folder import RunFolder, reported_error
+
+_RECORD_KINDS = {"recipe": (dict,), "metrics": (list,)}
+# The table and the curves need them.
+_NUMBERS_OF_AN_EPOCH = (
+    *("epoch", "step", "learning_rate", "train_loss", "train_top_1_error"),
+    *("validation_top_1_error", "images_per_second"),
+)
+_NUMBERS_OF_A_RECIPE = ("global_batch_size", "reference_batch_size", "base_learning_rate")
 
 _FIGURE_INCHES = (8.5, 4.2)  # without the legend
 _LEGEND_CHARACTERS = 90  # that fit into a line of it
@@ -124,19 +133,50 @@ def read_record(path: str | os.PathLike[str]) -> RunRecord:
     The run need not be complete.
 
     Raises:
-        ValueError: There is no run, or no epoch was recorded yet.
+        ValueError: There is no run, no epoch was recorded yet, or the file is no such record. The
+            message names the file and what is wrong with it.
     """
-    path = Path(path)
-    if path.is_file():
-        return RunRecord(**json.loads(path.read_text()))
-    run_folder = RunFolder(path)
-    recipe, metrics = run_folder.read_recipe().to_json(), run_folder.read_metrics()
-    if not metrics:
-        raise ValueError(
-            f"Nothing to report yet. Received: no epoch in {path}/metrics.jsonl "
-            "Expected: a run that finished at least one epoch."
+    path = local_path(path, "RUN_DIR")
+    if os.path.isfile(path):
+        record = _read_file(path)
+    else:
+        run_folder = RunFolder(path)
+        record = RunRecord(run_folder.read_recipe().to_json(), run_folder.read_metrics())
+    if not record.metrics:
+        raise refusal(
+            "Nothing to report yet.",
+            f"no epoch in {path}",
+            "a run that finished at least one epoch",
         )
-    return RunRecord(recipe, metrics)
+    for epoch_metrics in record.metrics:
+        _check_numbers(epoch_metrics, _NUMBERS_OF_AN_EPOCH, f"an epoch of {path}")
+    _check_numbers(record.recipe, _NUMBERS_OF_A_RECIPE, f"the recipe of {path}")
+    require(record.recipe["reference_batch_size"] > 0, "reference_batch_size", 0, "above 0")
+    return record
+
+
+def _read_file(path: Path) -> RunRecord:
+    value = read_object(path, _RECORD_KINDS)
+    names = [field.name for field in dataclasses.fields(RunRecord)]
+    if not value.keys() <= set(names) or "model" not in value["recipe"]:
+        raise refusal(
+            "This file is no record of a run.",
+            f"{path}, an object of {sorted(value)}",
+            f"a JSON object of {', '.join(names)}, whose recipe names a model",
+        )
+    return RunRecord(**value)
+
+
+def _check_numbers(values: Any, names: Sequence[str], place: str) -> None:
+    """Refuses an object that lacks one of some numbers."""
+    check_object(values, {}, place)
+    for name in names:
+        if not is_number(values.get(name)):
+            raise refusal(
+                f"A run that has no finite `{name}` cannot be shown.",
+                f"{name}={values.get(name, 'missing')} in {place}",
+                "a finite number",
+            )
 
 
 def write_record(record: RunRecord, path: Path) -> None:
@@ -248,12 +288,17 @@ def use_log_scale(axes: Axes) -> None:
     axes.yaxis.set_major_formatter("{x:g}")
 
 
-def write_report(cells: Sequence[Cell], output: Path, title: str) -> Path:
+@refuse_bad_paths()
+def write_report(cells: Sequence[Cell], output: str | os.PathLike[str], title: str) -> Path:
     """Writes the figures, and a page that includes them.
 
     Returns:
         The path of the page, index.html.
+
+    Raises:
+        ValueError: The output is a file or a URL, or cannot be written.
     """
+    output = local_path(output, "--output")
     output.mkdir(parents=True, exist_ok=True)
     figures = {
         "error": error_curves(cells),

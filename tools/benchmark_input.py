@@ -27,8 +27,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 from tqdm import tqdm
+
+from tf_lbsgd.cli import process
 
 _PHOTOS = f"folder:{Path(__file__).parents[1] / 'tests/data/photos'}"
 _DATASET = flags.DEFINE_string("dataset", _PHOTOS, "Image folder to load, as folder:PATH.")
@@ -350,4 +352,4 @@ def format_table(cores: int, speeds: dict[str, list[float]], bytes_per_image: fl
 
 
 if __name__ == "__main__":
-    app.run(main)
+    process.run_binary(main)

@@ -18,8 +18,9 @@ from collections.abc import Callable
 import keras
 import numpy as np
 import tensorflow as tf
-from absl import app, flags
+from absl import flags
 
+from tf_lbsgd.cli import process
 from tf_lbsgd.models import resnet
 
 FLAGS = flags.FLAGS
@@ -112,8 +113,6 @@ def print_table(seconds: dict[str, list[float]], micro_batch_size: int) -> None:
 
 def main(argv: list[str]) -> None:
     """Builds the four variants, warms them up, measures, and prints."""
-    if len(argv) > 1:
-        raise app.UsageError(f"Unexpected arguments. Received: {argv[1:]}. Expected: flags only.")
     size, micro_batch_size = FLAGS.image_size, FLAGS.micro_batch_size
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (micro_batch_size, size, size, 3))
@@ -136,4 +135,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    process.run_binary(main)

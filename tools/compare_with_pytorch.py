@@ -19,8 +19,9 @@ import sys
 
 import keras
 import numpy as np
-from absl import app, flags
+from absl import flags
 
+from tf_lbsgd.cli import process
 from tf_lbsgd.models import resnet
 from tf_lbsgd.models.batch_normalization import BatchNormalization
 
@@ -217,4 +218,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    process.run_binary(main)

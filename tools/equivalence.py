@@ -15,13 +15,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 from state_differences import GROUPS, read_state, relative_differences
 from tqdm import tqdm
 from worker_processes import ONE_THREAD, run_binary, threads
 
 from tf_lbsgd import builders, checkpoints
-from tf_lbsgd.cli import flag_definitions
+from tf_lbsgd.cli import flag_definitions, process
 from tf_lbsgd.preparation import prepare_run
 from tf_lbsgd.report import markdown_table
 from tf_lbsgd.run.folder import RunFolder
@@ -219,4 +219,4 @@ describes the runs.
 
 
 if __name__ == "__main__":
-    app.run(main)
+    process.run_binary(main)

@@ -13,10 +13,13 @@ import pathlib
 import re
 import time
 
-from absl import app, flags
+from absl import flags
 
+from tf_lbsgd.cli import process
 from tf_lbsgd.input_pipeline.records.shard_folder import index_path
 from tf_lbsgd.input_pipeline.records.shard_index import index_files
+from tf_lbsgd.run.fields import refusal
+from tf_lbsgd.run.files import local_path, refuse_bad_paths
 
 _PATH = flags.DEFINE_string("path", None, "Folder of the TFRecord files to index.", required=True)
 _SHARD_NAME = re.compile(r"(.+)-\d{5}-of-\d{5}")
@@ -36,12 +39,15 @@ def splits_in(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
     return splits
 
 
+@refuse_bad_paths()
 def main(argv: list[str]) -> None:
     """Writes an index for each split and prints its size."""
-    folder = pathlib.Path(_PATH.value)
+    folder = local_path(_PATH.value, "--path")
     splits = splits_in(folder)
     if not splits:
-        raise app.UsageError(f"{folder} has no files such as train-00000-of-00004.")
+        raise refusal(
+            "Nothing to index.", f"--path={folder}", "a folder of files like train-00000-of-00004"
+        )
     print(f"{'split':<24} {'files':>6} {'records':>10} {'bytes':>16} {'labels':>14} {'seconds':>8}")
     for prefix, paths in splits.items():
         start = time.perf_counter()
@@ -56,4 +62,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    process.run_binary(main)

@@ -23,10 +23,11 @@ import statistics
 from pathlib import Path
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 from tqdm import tqdm
 
 from tf_lbsgd import builders, checkpoints, input_pipeline
+from tf_lbsgd.cli import process
 from tf_lbsgd.optimizers import MomentumSGD
 from tf_lbsgd.preparation import open_split
 from tf_lbsgd.run.folder import RunFolder
@@ -185,4 +186,4 @@ def plot(rows: list[tuple[float, float, float, float]], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    process.run_binary(main)

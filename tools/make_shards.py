@@ -19,13 +19,15 @@ import pathlib
 import signal
 from collections.abc import Callable, Sequence
 
-from absl import app, flags
+from absl import flags
 from tqdm import tqdm
 
+from tf_lbsgd.cli import process
 from tf_lbsgd.input_pipeline.records.examples import make_example
 from tf_lbsgd.input_pipeline.records.shard_folder import INFIXES, LABELS_FILE, index_path
 from tf_lbsgd.input_pipeline.records.shard_index import index_files
 from tf_lbsgd.input_pipeline.sources.image_folder import ImageFolder
+from tf_lbsgd.run.files import local_path, refuse_bad_paths
 
 _INPUT = flags.DEFINE_string(
     "input", None, "Image folder that holds train/CLASS/*.jpg.", required=True
@@ -115,7 +117,8 @@ def make_split(source: ImageFolder, folder: pathlib.Path, split: str, form: str)
             "Expected: no more shards than images."
         )
     name = f"{split}{INFIXES[form]}"
-    listing = "".join(f"{os.path.relpath(path, _INPUT.value)} {label}\n" for path, label in files)
+    images = local_path(_INPUT.value, "--input")
+    listing = "".join(f"{os.path.relpath(path, images)} {label}\n" for path, label in files)
     digest = hashlib.sha256(listing.encode()).hexdigest()
     claim_folder(folder, name, {"images": len(files), "shards": num_shards, "sha256": digest})
 
@@ -144,21 +147,17 @@ def make_split(source: ImageFolder, folder: pathlib.Path, split: str, form: str)
         index_files(paths).save(index_path(folder, name))
 
 
+@refuse_bad_paths()
 def main(argv: list[str]) -> None:
     """Makes the shards of both splits, then labels.txt."""
-    folder, form = pathlib.Path(_OUTPUT.value), _FORMAT.value
+    folder, form = local_path(_OUTPUT.value, "--output"), _FORMAT.value
     folder.mkdir(parents=True, exist_ok=True)
     for split in _NUM_SHARDS:
-        source = ImageFolder(_INPUT.value, split, image_size=1)
+        source = ImageFolder(str(local_path(_INPUT.value, "--input")), split, image_size=1)
         (folder / LABELS_FILE).write_text("".join(f"{name}\n" for name in source.class_names))
         make_split(source, folder, split, form)
     print(f"The shards are in {folder}: --dataset={form}:{folder}")
 
 
 if __name__ == "__main__":
-    try:
-        app.run(main)
-    except KeyboardInterrupt:
-        raise SystemExit(
-            "Interrupted. The same command makes the shards that are missing."
-        ) from None
+    process.run_binary(main)

@@ -12,8 +12,9 @@ The files are also at https://github.com/zalandoresearch/fashion-mnist (MIT lice
 import pathlib
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
+from tf_lbsgd.cli import process
 from tf_lbsgd.input_pipeline.records.idx_files import DEBIAN_DATA_DIR, read_fashion_mnist
 
 _BUNDLE = (
@@ -31,8 +32,6 @@ _OUTPUT = flags.DEFINE_string(
 
 def main(argv: list[str]) -> None:
     """Reads the images and writes the first ones."""
-    if len(argv) > 1:
-        raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
     arrays = {}
     for split, name, count in (
         ("train", "train", _BUNDLED_TRAIN),
@@ -45,4 +44,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    process.run_binary(main)

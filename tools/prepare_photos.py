@@ -12,8 +12,10 @@ the quality of ImageNet's files. Licences and authors: tests/data/photos/ATTRIBU
 import pathlib
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 from PIL import Image
+
+from tf_lbsgd.cli import process
 
 _PHOTOS = {
     "stream": "life_by_Aitzol_Berasategi.jpg",
@@ -66,4 +68,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    process.run_binary(main)

@@ -16,7 +16,7 @@ import os
 import sys
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 from reliability_experiments import (
     detection,
     kills,
@@ -28,6 +28,7 @@ from reliability_experiments import (
 )
 from reliability_experiments.harness import measure_all
 
+from tf_lbsgd.cli import process
 from tf_lbsgd.report import markdown_table
 
 EXPERIMENTS = {
@@ -82,4 +83,4 @@ an accelerator. A real worker that was stopped would find a free core afterwards
 
 
 if __name__ == "__main__":
-    app.run(main)
+    process.run_binary(main)

@@ -14,9 +14,11 @@ figures go to --output.
 import os
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 from reproduction import runner, tables
 from reproduction.sets import SETS, full_sets, quick_sets
+
+from tf_lbsgd.cli import process
 
 _SET = flags.DEFINE_multi_enum(
     "set", None, list(SETS), "Set to reproduce. Give the flag again for another one. [all sets]"
@@ -55,4 +57,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    process.run_binary(main)

@@ -14,9 +14,10 @@ No data are read: the samples that stream_order.training_stream orders are numbe
 
 import numpy as np
 import tensorflow as tf
-from absl import app, flags
+from absl import flags
 from tqdm import tqdm
 
+from tf_lbsgd.cli import process
 from tf_lbsgd.input_pipeline.batch_layout import BatchLayout
 from tf_lbsgd.input_pipeline.order import training_ids
 from tf_lbsgd.input_pipeline.stream_order import RecordStream, training_stream
@@ -134,4 +135,4 @@ def plot(orders: dict[str, np.ndarray], path: str) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    process.run_binary(main)

@@ -11,8 +11,9 @@ Exits with status 1 if an image was used twice, or if not as many images were dr
 import itertools
 import sys
 
-from absl import app, flags
+from absl import flags
 
+from tf_lbsgd.cli import process
 from tf_lbsgd.preparation import open_split
 from tf_lbsgd.run.folder import RunFolder
 from tf_lbsgd.run.options import RunOptions
@@ -56,4 +57,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    process.run_binary(main)

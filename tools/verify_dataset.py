@@ -14,11 +14,12 @@ import io
 import sys
 from collections.abc import Iterator
 
-from absl import app, flags
+from absl import flags
 from PIL import ExifTags, Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from tf_lbsgd import input_pipeline
+from tf_lbsgd.cli import process
 
 _DATASET = flags.DEFINE_string(
     "dataset", None, "Data set to decode, as --dataset of train.", required=True
@@ -121,4 +122,4 @@ def oddities_of(image: Image.Image, place: str) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    process.run_binary(main)

@@ -24,6 +24,7 @@ RECIPE = (
     "--augmentation=none",
 )
 RUN = (*RECIPE, "--run_dir=PLACE/run")
+PLAN = (*RECIPE, "--num_train_examples=80")
 WORKERS = {"worker": ["localhost:2221", "localhost:2222", "localhost:2223"]}
 
 
@@ -127,6 +128,12 @@ CASES = {
     "environment: SLURM's nodes": one_of_several_case(
         "node list", **{**SLURM, "SLURM_JOB_NODELIST": "n[2-1]"}
     ),
+    "environment: SLURM's nodes without end": one_of_several_case(
+        "1-999999999", **{**SLURM, "SLURM_JOB_NODELIST": "n[1-999999999]"}
+    ),
+    "environment: SLURM's tasks without end": one_of_several_case(
+        "SLURM's variables disagree", **SLURM, SLURM_TASKS_PER_NODE="1(x99999999999)"
+    ),
     "environment: SLURM's placement": one_of_several_case(
         "--distribution=block", **SLURM, SLURM_NODEID="1"
     ),
@@ -136,6 +143,11 @@ CASES = {
         ("JOB_COMPL",),
         imports_tensorflow=True,
         environment={"JOB_COMPLETION_INDEX": "0"},
+    ),
+    "TF_CONFIG: nested too deeply": tf_config_case("[" * 100_000, "TF_CONFIG is not JSON"),
+    "TF_CONFIG: not UTF-8": tf_config_case("\udcff", "TF_CONFIG is not JSON"),
+    "TF_CONFIG: index is infinite": tf_config_case(
+        '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1e400}}', "inf"
     ),
     # Data.
     "train: unknown dataset": Case("train", (*RUN, "--dataset=imagenet"), FORMS),
@@ -173,7 +185,116 @@ CASES = {
     "launch: evaluate without a run": Case(
         "launch", ("--binary=evaluate", "--", "--run_dir=PLACE/empty"), ("No run",)
     ),
+    **{
+        f"train: run_dir is {kind}": Case("train", (*RECIPE, f"--run_dir={run_dir}"), says)
+        for kind, run_dir, says in (
+            ("too long a name", f"PLACE/{'x' * 300}", ("File name too long",)),
+            ("too long a path", "PLACE" + "/x" * 2100, ("File name too long",)),
+            ("a link to itself", "PLACE/loop", ("PLACE/loop is a link to nothing",)),
+            ("under a link to itself", "PLACE/loop/run", ("PLACE/loop is a link to nothing",)),
+            ("a link to nothing", "PLACE/broken", ("PLACE/broken is a link to nothing",)),
+            ("not UTF-8", "PLACE/\udcff", ("UTF-8",)),
+            ("of an unknown user", "~nosuchuser/run", ("~nosuchuser/run",)),
+            ("a bucket", "gs://bucket/run", ("gs://bucket/run", "all workers share")),
+            ("a URL", "file:///tmp/run", ("file:///tmp/run", "all workers share")),
+        )
+    },
+    **{
+        f"train: run folder where {what}": Case(
+            "train", (*RECIPE, f"--run_dir=PLACE/{folder}"), (f"PLACE/{folder}", words)
+        )
+        for what, folder, words in (
+            ("recipe.json is a folder", "recipe_is_folder", "recipe.json is a folder"),
+            ("recipe.json is deep", "recipe_is_deep", "Expected: JSON"),
+            ("recipe.json is binary", "recipe_is_binary", "Expected: JSON"),
+            ("recipe.json is a list", "recipe_is_list", "a JSON object"),
+            ("metrics.jsonl is a folder", "metrics_are_folder", "metrics.jsonl is a folder"),
+            ("metrics.jsonl has a list", "metrics_are_lists", "a JSON object"),
+            ("metrics.jsonl is binary", "metrics_are_binary", "Expected: JSON"),
+            ("result.json is a list", "result_is_list", "a JSON object"),
+            ("a log is a folder", "log_is_folder", "worker-0.log is a folder"),
+            ("tensorboard is a file", "tensorboard_is_file", "tensorboard is a file"),
+        )
+    },
+    "launch: run_dir is a bucket": Case(
+        "launch", ("--", *RECIPE, "--run_dir=s3://bucket/run"), ("s3://bucket/run",)
+    ),
+    "evaluate: run_dir is a bucket": Case("evaluate", ("--run_dir=gs://b/run",), ("gs://b/run",)),
+    "evaluate: recipe.json is a folder": Case(
+        "evaluate", ("--run_dir=PLACE/recipe_is_folder",), ("recipe.json", "Is a directory")
+    ),
+    "export: run_dir is a link to itself": Case(
+        "export", ("--run_dir=PLACE/loop", "--output=PLACE/x.keras"), ("PLACE/loop",)
+    ),
+    "export: output is a bucket": Case(
+        "export",
+        ("--run_dir=PLACE/other", "--output=gs://b/x.keras"),
+        ("gs://b/x.keras",),
+        imports_tensorflow=True,
+    ),
+    "train: data in a bucket": Case(
+        "train",
+        (*RUN, "--dataset=folder:gs://bucket/images"),
+        ("gs://bucket/images", "all workers share"),
+        imports_tensorflow=True,
+    ),
+    # Reports.
+    **{
+        f"report: {what}": Case("report", (f"PLACE/{file}",), (f"PLACE/{file}", words))
+        for what, file, words in (
+            ("an empty list", "list.json", "a JSON object"),
+            ("an empty object", "object.json", "recipe"),
+            ("no epoch", "no_epoch.json", "Nothing to report yet"),
+            ("an empty epoch", "empty_epoch.json", "no finite `epoch`"),
+            ("not a number", "nan.json", "train_loss=nan"),
+            ("a text for a number", "text.json", "learning_rate=0.1"),
+            ("no JSON", "file", "Expected: JSON"),
+            ("a link to itself", "loop", "PLACE/loop"),
+            ("a run of lists", "metrics_are_lists", "a JSON object"),
+            ("nothing there", "absent", "No run"),
+        )
+    },
+    **{
+        f"report: output is {what}": Case(
+            "report", (f"--output={output}", "PLACE/run.json"), (output,)
+        )
+        for what, output in (
+            ("a file", "PLACE/file"),
+            ("a link to itself", "PLACE/loop"),
+            ("a bucket", "gs://b/r"),
+        )
+    },
     # Flags.
+    **{
+        f"{binary}: --{name}={value}": Case(
+            binary,
+            (*(PLAN if binary == "plan" else RUN), f"--{name}={value}"),
+            (f"{name}=", expected),
+        )
+        for binary, name, value, expected in (
+            ("train", "cpu_replicas", "1000", "<= 256"),
+            ("train", "input_threads", "1000000000", "<= 4,096"),
+            ("train", "step_timeout_secs", "nan", "finite"),
+            ("train", "step_timeout_secs", "inf", "finite"),
+            ("train", "startup_timeout_secs", "nan", "finite"),
+            ("train", "startup_timeout_secs", "inf", "finite"),
+            ("train", "momentum", "nan", "[0, 1)"),
+            ("train", "epochs", "100000000000000000000", "<= 1,000,000"),
+            ("train", "base_learning_rate", "1e400", "finite"),
+            ("train", "decay_epochs", "nan", "finite"),
+            ("plan", "weight_decay", "inf", "finite"),
+            ("plan", "num_replicas", "0", ""),
+            ("plan", "num_train_examples", "-5", ""),
+        )
+    },
+    **{
+        f"launch: {flag}": Case("launch", (flag, "--", *RUN), says)
+        for flag, *says in (
+            ("--grace_secs=nan", "grace_secs=nan", "finite"),
+            ("--grace_secs=inf", "grace_secs=inf", "finite"),
+            ("--num_workers=1000000", "num_workers=1000000", "<= 1,024"),
+        )
+    },
     "train: unknown model": Case("train", (*RUN, "--model=vgg16"), ("model='vgg16'", "resnet50")),
     "launch: unknown model": Case(
         "launch", ("--", *RUN, "--model=vgg16"), ("model='vgg16'", "resnet50")
@@ -192,12 +313,12 @@ CASES = {
         "train", (*RUN, "--startup_timeout_secs=-1"), ("startup_timeout_secs=-1",)
     ),
     "launch: negative restarts": Case(
-        "launch", ("--max_restarts=-1", "--", *RUN), ("--max_restarts=-1",)
+        "launch", ("--max_restarts=-1", "--", *RUN), ("max_restarts=-1",)
     ),
     "launch: unknown binary": Case("launch", ("--binary=plan", "--", *RUN), ("--binary=plan",)),
     "doctor: missing run_dir": Case("doctor", RECIPE, ("--run_dir",)),
     "launch: stray argument": Case("launch", ("--", *RUN, "now"), ("Received: now",)),
-    "launch: no workers": Case("launch", ("--num_workers=0", "--", *RUN), ("--num_workers=0",)),
+    "launch: no workers": Case("launch", ("--num_workers=0", "--", *RUN), ("num_workers=0",)),
     "launch: worker flags before --": Case("launch", RUN, ("'dataset'",)),
     "launch: launcher flags after --": Case(
         "launch", ("--", *RUN, "--num_workers=2"), ("'num_workers'",)
@@ -215,6 +336,8 @@ def place(tmp_path: Path) -> Path:
     (tmp_path / "no_classes" / "train").mkdir(parents=True)
     (tmp_path / "no_validation" / "train" / "cat").mkdir(parents=True)
     (tmp_path / "no_validation" / "train" / "cat" / "1.jpg").touch()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "broken").symlink_to(tmp_path / "nothing")
     (tmp_path / "other").mkdir()
     other = Recipe(
         model="resnet8",
@@ -227,7 +350,48 @@ def place(tmp_path: Path) -> Path:
         augmentation="none",
     )
     (tmp_path / "other" / "recipe.json").write_text(json.dumps(other.to_json()))
+    recipe = dataclasses.replace(other, micro_batch_size=8).to_json()
+    write_odd_runs(tmp_path, json.dumps(recipe).encode())
+    write_odd_records(tmp_path, recipe)
     return tmp_path
+
+
+def write_odd_runs(place: Path, recipe: bytes) -> None:
+    """Makes run folders with one file that is wrong. None: a folder of that name."""
+    runs: dict[str, dict[str, bytes | None]] = {
+        "recipe_is_folder": {"recipe.json": None},
+        "recipe_is_deep": {"recipe.json": b"[" * 100_000},
+        "recipe_is_binary": {"recipe.json": b"\xff"},
+        "recipe_is_list": {"recipe.json": b"[]"},
+        "metrics_are_folder": {"recipe.json": recipe, "metrics.jsonl": None},
+        "metrics_are_lists": {"recipe.json": recipe, "metrics.jsonl": b"[]\n"},
+        "metrics_are_binary": {"recipe.json": recipe, "metrics.jsonl": b"\xff\n"},
+        "result_is_list": {"recipe.json": recipe, "result.json": b"[]"},
+        "log_is_folder": {"recipe.json": recipe, "logs/worker-0.log": None},
+        "tensorboard_is_file": {"recipe.json": recipe, "tensorboard": b""},
+    }
+    for run_dir, files in runs.items():
+        for name, content in files.items():
+            path = place / run_dir / name
+            (path if content is None else path.parent).mkdir(parents=True, exist_ok=True)
+            if content is not None:
+                path.write_bytes(content)
+
+
+def write_odd_records(place: Path, recipe: dict) -> None:
+    """Makes files for `report`, all but run.json wrong."""
+    names = ("step", "learning_rate", "train_loss", "train_top_1_error", "validation_top_1_error")
+    epoch = {"epoch": 1, "images_per_second": 1.0, **dict.fromkeys(names, 1)}
+    metrics = {
+        "run": [epoch],
+        "no_epoch": [],
+        "empty_epoch": [{}],
+        "nan": [{**epoch, "train_loss": float("nan")}],
+        "text": [{**epoch, "learning_rate": "0.1"}],
+    }
+    records = {name: {"recipe": recipe, "metrics": value} for name, value in metrics.items()}
+    for name, record in {**records, "list": [], "object": {}}.items():
+        (place / f"{name}.json").write_text(json.dumps(record))
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from worker_processes import binary_command, environment, start, wait_until
 
 from tf_lbsgd.run.folder import RunFolder
 from tf_lbsgd.workers import launcher
-from tf_lbsgd.workers.exits import FAILED, PREEMPTED
+from tf_lbsgd.workers.exits import FAILED, INTERRUPTED, PREEMPTED
 from tf_lbsgd.workers.preemption import PreemptionNotice
 
 # k = 4 micro-batches a step. Enough steps that a run is still going when its first epoch is
@@ -101,6 +101,11 @@ class Launch:
     def send(self, number: signal.Signals) -> None:
         """Sends a signal to the launcher alone."""
         self._process.send_signal(number)
+
+    def wait_for_error(self, words: str) -> None:
+        """Reads lines of standard error up to one that holds some words."""
+        while words not in self._process.stderr.readline():
+            assert self._process.poll() is None
 
     def end(self, timeout_secs: float = _END_SECS) -> tuple[int, str]:
         """Waits for the launcher; returns exit status and standard error."""
@@ -298,11 +303,28 @@ def test_sigterm_is_passed_on_and_the_run_is_saved(launch):
     assert launch.processes() == []
 
 
-def test_interrupt_ends_all_and_breaks_no_file(launch):
+def test_interrupt_saves_the_run(launch):
+    step = launch.wait_until_mid_epoch()
+    launch.send(signal.SIGINT)
+    status, errors = launch.end()
+
+    assert status == INTERRUPTED, errors
+    assert "Press Ctrl-C again" in errors
+    newest = RunFolder(launch.run_dir).newest_checkpoint_step()
+    assert newest >= step
+    assert errors.endswith(f"Preempted: step {newest} is saved, the same command continues.\n")
+    assert launch.processes() == []
+
+
+def test_a_second_interrupt_ends_all_at_once_and_breaks_no_file(launch):
     launch.wait_until_mid_epoch()
+    launch.workers()[1].suspend()  # so that the workers do not end by the first one
+    launch.send(signal.SIGINT)
+    launch.wait_for_error("Press Ctrl-C again")
     launch.send(signal.SIGINT)
 
-    assert launch.end() == (128 + signal.SIGINT, "Interrupted.\n")
+    status, errors = launch.end()
+    assert (status, errors) == (INTERRUPTED, "Interrupted.\n")
     assert launch.processes() == []
     assert json.loads((launch.run_dir / "recipe.json").read_text())["epochs"] == EPOCHS
     assert epoch_metrics(launch.run_dir)[0]["epoch"] == 1

@@ -1,17 +1,28 @@
 """SIGTERM to any worker, at any time: all stop after one common step, which is saved."""
 
 import json
+import os
+import pty
+import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 from commands import epoch_metrics, train
 from unsupervised import preempted_step, training_workers
-from worker_processes import ONE_THREAD, binary_command, end_all, environment, start
+from worker_processes import (
+    ONE_THREAD,
+    binary_command,
+    end_all,
+    environment,
+    start,
+    wait_until,
+)
 
-from tf_lbsgd.workers.exits import PREEMPTED
+from tf_lbsgd.workers.exits import INTERRUPTED, PREEMPTED
 
 EPOCHS, STEPS_PER_EPOCH = 6, 6
 # All that a resume could lose, at once.
@@ -103,34 +114,89 @@ def _quietly(is_time, workers):
         return False
 
 
-def test_a_single_process_saves_its_step(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [
+        (signal.SIGTERM, PREEMPTED),
+        pytest.param(signal.SIGINT, INTERRUPTED, marks=pytest.mark.long),
+    ],
+)
+def test_a_single_process_saves_its_step(number, status, tmp_path):
     with training_workers(tmp_path / "run", 1, *RECIPE) as workers:
         workers.wait_for_step(STEPS_PER_EPOCH)
-        workers.processes[0].send_signal(signal.SIGTERM)
-        assert workers.wait() == [PREEMPTED]
+        workers.processes[0].send_signal(number)
+        assert workers.wait() == [status]
         assert workers.steps()[-1] == preempted_step(workers.output(0))
 
 
-def test_before_there_is_anything_to_save_it_ends_at_once(tmp_path):
-    command = binary_command("train", f"--run_dir={tmp_path / 'run'}", *RECIPE)
-    process = start(command, environment(), stderr=subprocess.PIPE, text=True)
+# 0.05 s: our first line; 1 s: TensorFlow is being imported.
+@pytest.mark.parametrize("delay_secs", [0.05, 1.0])
+@pytest.mark.parametrize(
+    ("number", "status", "word"),
+    [
+        (signal.SIGTERM, PREEMPTED, "Preempted"),
+        (signal.SIGHUP, PREEMPTED, "Preempted"),
+        (signal.SIGINT, INTERRUPTED, "Interrupted"),
+    ],
+)
+@pytest.mark.parametrize("binary", ["train", "launch"])
+def test_before_there_is_anything_to_save_it_ends_at_once(
+    binary, number, status, word, delay_secs, tmp_path
+):
+    arguments = (f"--run_dir={tmp_path / 'run'}", *RECIPE)
+    arguments = ("--", *arguments) if binary == "launch" else arguments
+    process = start(
+        binary_command(binary, *arguments), environment(), stderr=subprocess.PIPE, text=True
+    )
     try:
-        while not _blocks_sigterm(process.pid):  # which it does before it imports TensorFlow
-            assert process.poll() is None
-            time.sleep(0.01)
-        process.send_signal(signal.SIGTERM)
+        wait_until(lambda: _takes_sighup(process.pid), 60)
+        time.sleep(delay_secs)
+        process.send_signal(number)
         sent = time.monotonic()
         _, errors = process.communicate(timeout=60)
     finally:
         end_all([process])
-    assert (process.returncode, errors.strip()) == (
-        PREEMPTED, "Preempted before the first step: nothing was lost."
+    assert (process.returncode, errors) == (
+        status, f"{word} before the first step: nothing was lost.\n"
     )  # fmt: skip
     assert time.monotonic() - sent < 20.0
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def _blocks_sigterm(pid):
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("SigBlk:"):
-            return bool(int(line.split()[1], 16) & 1 << signal.SIGTERM - 1)
+def test_the_signals_are_taken_before_anything_large_is_imported():
+    listening = "from tf_lbsgd.workers import preemption; import sys; print(*sys.modules)"
+    imported = subprocess.run(
+        [sys.executable, "-c", listening], capture_output=True, text=True, check=True
+    ).stdout.split()
+    ours = {name for name in imported if name.startswith("tf_lbsgd")}
+    assert ours == {
+        "tf_lbsgd", "tf_lbsgd.workers", "tf_lbsgd.workers.exits", "tf_lbsgd.workers.preemption"
+    }  # fmt: skip
+    assert not {"absl", "numpy", "asyncio"} & set(imported)
+
+
+@pytest.mark.long
+def test_a_terminal_that_is_gone_saves_the_run(tmp_path):
+    run_dir = tmp_path / "run"
+    arguments = ("--num_workers=2", "--", f"--run_dir={run_dir}", *RECIPE)
+    command = binary_command("launch", *arguments)
+    pid, terminal = pty.fork()
+    if not pid:
+        os.execvpe(command[0], command, environment(**ONE_THREAD))
+    epochs = run_dir / "metrics.jsonl"
+    while not epochs.exists() or not epochs.read_text():  # the bar is on the terminal
+        os.read(terminal, 10_000)
+    os.close(terminal)  # as when ssh ends: SIGHUP, and nothing can be written any more
+    _, status = os.waitpid(pid, 0)
+
+    log = (run_dir / "logs" / "supervisor.log").read_text()
+    assert os.waitstatus_to_exitcode(status) == PREEMPTED, log
+    step = preempted_step(log)
+    assert (run_dir / "checkpoints" / f"step-{step:09d}.json").exists()
+
+
+def _takes_sighup(pid):
+    """Whether a process blocks or catches SIGHUP, which it does before it imports TensorFlow."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    masks = re.findall(r"^Sig(?:Blk|Cgt):\s*(\w+)", status, re.MULTILINE)
+    return any(int(mask, 16) & 1 << signal.SIGHUP - 1 for mask in masks)

@@ -35,7 +35,8 @@ class PreemptionStop(keras.callbacks.Callback):
         """Ends the run if any worker requested it."""
         if self.model.step_record.report().stop_requested.any():
             raise PreemptedError(
-                f"Preempted: step {self._position.step} is saved, the same command continues."
+                f"Preempted: step {self._position.step} is saved, the same command continues.",
+                self._notice.status,
             )
 
     on_test_batch_begin = on_train_batch_begin

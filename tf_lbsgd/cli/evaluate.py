@@ -6,6 +6,12 @@ It uses the newest checkpoint, or the best one with --checkpoint=best, and every
 To divide the images among several workers on one machine, use `launch --binary=evaluate`.
 """
 
+from tf_lbsgd.workers.preemption import PreemptionNotice
+
+_NOTICE = PreemptionNotice("without a result: the same command evaluates again.")
+if __name__ == "__main__":
+    _NOTICE.listen()  # before the imports, which take time
+
 from tf_lbsgd.cli import flag_definitions, process
 from tf_lbsgd.run import catalogue, user_code
 from tf_lbsgd.run.folder import RunFolder
@@ -35,6 +41,7 @@ def main(_: list[str]) -> None:
 
 def run() -> None:
     """Entry point of `lbsgd-evaluate`."""
+    _NOTICE.listen()
     flag_definitions.define_flags_of("evaluate")
     process.run_binary(main)
 

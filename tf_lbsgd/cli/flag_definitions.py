@@ -1,7 +1,7 @@
 """Defines the flags of every binary and reads their values.
 
 Only `tf_lbsgd.cli` uses absl flags. The libraries take parameters. There is one flag for each field
-of `Recipe` and `RunOptions`. Its type, default and help come from the field.
+of `Recipe`, `RunOptions` and `LaunchOptions`. Its type, default and help come from the field.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from absl import flags
 
 from tf_lbsgd.run import catalogue
 from tf_lbsgd.run.fields import rule_of
-from tf_lbsgd.run.options import RunOptions
+from tf_lbsgd.run.options import LaunchOptions, RunOptions
 from tf_lbsgd.run.recipe import Recipe
 
 FLAGS = flags.FLAGS
@@ -64,41 +64,26 @@ def define_option_flags(names: Collection[str]) -> None:
             _define_flag(field)
 
 
-def define_launcher_flags() -> tuple[str, ...]:
-    """Defines the flags of `launch` itself and returns their names.
+def define_launcher_flags() -> None:
+    """Defines a flag for each field of `LaunchOptions`.
 
     They come before `--` on the command line.
     """
-    flags.DEFINE_integer(
-        "num_workers",
-        2,
-        "Number of worker processes. They run on the CPU if there are fewer GPUs than workers.",
-        lower_bound=1,
-    )
-    flags.DEFINE_enum(
-        "binary", "train", ["train", "evaluate", "doctor"], "Binary that every worker runs."
-    )
-    flags.DEFINE_integer(
-        "max_restarts",
-        0,
-        "Number of restarts in a row, after failures, that may bring no newer checkpoint. 0: never "
-        "restart.",
-        lower_bound=0,
-    )
-    flags.DEFINE_float(
-        "grace_secs",
-        30.0,
-        "Seconds that the workers may take to save and exit after SIGTERM.",
-        lower_bound=0,
-    )
-    flags.DEFINE_bool(
-        "isolate_network",
-        True,
-        "Run the workers in a network that only they can use. Other processes cannot reach them, "
-        "and they cannot reach other machines. Set it to false if the data are read over the "
-        "network.",
-    )
-    return "num_workers", "binary", "max_restarts", "grace_secs", "isolate_network"
+    for field in dataclasses.fields(LaunchOptions):
+        _define_flag(field)
+
+
+def take_launch_options() -> LaunchOptions:
+    """Returns the launch options that the flags describe.
+
+    It removes their flags, since the workers do not have them.
+
+    Raises:
+        ValueError: A flag has a value that is not allowed.
+    """
+    values = _values_of_flags(LaunchOptions)
+    FLAGS.remove_flag_values(tuple(values))
+    return LaunchOptions(**values)
 
 
 def recipe_from_flags() -> Recipe:

@@ -7,21 +7,23 @@ The flags before `--` are those of the launcher. The flags after it go to every 
 `python -m tf_lbsgd.cli.train --help` lists them. All of them are checked before the first worker
 starts.
 
-To stop a run, send SIGTERM to the launcher. It passes the signal on to the workers, which save a
-checkpoint and exit. The same command then continues the run.
+To stop a run, press Ctrl-C or send SIGTERM to the launcher. It tells the workers, which save a
+checkpoint and exit. The same command then continues the run. A second Ctrl-C ends all at once.
 """
 
-import signal
 import sys
 
-from absl import flags
+from tf_lbsgd.workers.preemption import PreemptionNotice
+
+_NOTICE = PreemptionNotice()
+if __name__ == "__main__":
+    _NOTICE.listen_without_thread()  # before the imports, which take time
 
 from tf_lbsgd.cli import flag_definitions, process
 from tf_lbsgd.run.folder import RunFolder
 from tf_lbsgd.workers import exits, launcher, network_namespace, supervision
-from tf_lbsgd.workers.preemption import PreemptionNotice
 
-_OWN_FLAGS = flag_definitions.define_launcher_flags()
+flag_definitions.define_launcher_flags()
 
 
 def main(argv: list[str]) -> None:
@@ -29,9 +31,8 @@ def main(argv: list[str]) -> None:
 
     The checks are those that a worker makes.
     """
-    own = {name: flags.FLAGS[name].value for name in _OWN_FLAGS}
-    flags.FLAGS.remove_flag_values(_OWN_FLAGS)  # the workers do not have them
-    binary, num_workers = own["binary"], own["num_workers"]
+    own = flag_definitions.take_launch_options()
+    binary, num_workers = own.binary, own.num_workers
     flag_definitions.define_flags_of(binary)
     process.parse_flags(argv)  # the flags after `--`
     run_folder = RunFolder(flag_definitions.require_run_dir())
@@ -41,7 +42,7 @@ def main(argv: list[str]) -> None:
     elif binary == "evaluate":
         run_folder.read_recipe()
     run_folder.check_writable()
-    if own["isolate_network"]:
+    if own.isolate_network:
         network_namespace.try_to_isolate()  # now: TensorFlow's threads would stay outside
     with process.hold_standard_error():
         from tf_lbsgd import distribution, preparation
@@ -56,7 +57,7 @@ def main(argv: list[str]) -> None:
         environment=process.launcher_environment(),
         gpus_per_worker=gpus_per_worker,
     )
-    supervise(workers, run_folder, own["max_restarts"], own["grace_secs"])
+    supervise(workers, run_folder, own.max_restarts, own.grace_secs)
 
 
 def supervise(
@@ -65,32 +66,27 @@ def supervise(
     """Runs the workers and restarts them when they fail.
 
     If they still fail after the last restart, the process exits with the status of the first
-    worker that failed. It exits with `PREEMPTED` if SIGTERM came too early or too late to save.
+    worker that failed. After a notice it exits with the status of the notice.
     """
-    notice = PreemptionNotice()
-
-    def receive(*_: object) -> None:
-        notice.received = True
-
-    signal.signal(signal.SIGTERM, receive)  # if it were blocked, the workers would inherit that
+    _NOTICE.heed()
     try:
         supervision.supervise(
             workers,
             run_folder,
-            notice,
+            _NOTICE,
             max_restarts=max_restarts,
-            final_statuses=(exits.MISCONFIGURED, exits.PREEMPTED),
+            final_statuses=(exits.MISCONFIGURED, exits.PREEMPTED, exits.INTERRUPTED),
             grace_secs=grace_secs,
         )
     except launcher.WorkerFailedError as failure:
-        # SIGTERM came too late to save, or before there was anything to save: this is no failure.
-        if notice.received and failure.status in (None, -signal.SIGTERM):
-            sys.exit(exits.PREEMPTED)
+        if _NOTICE.received and failure.is_due_to_notice:
+            sys.exit(_NOTICE.status)
         sys.exit(max(failure.status or 0, exits.FAILED))  # a signal's status is negative
 
 
 def run() -> None:
     """Entry point of `lbsgd-launch`."""
+    _NOTICE.listen_without_thread()
     process.run_binary(main, takes_arguments=True)  # what follows `--`
 
 

@@ -6,6 +6,8 @@ imported before TensorFlow, so that TensorFlow's start-up messages can go to the
 
 import contextlib
 import ctypes
+import errno
+import io
 import os
 import shutil
 import signal
@@ -14,7 +16,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from absl import app, flags
 
@@ -22,8 +24,8 @@ from tf_lbsgd.workers.exits import (
     DONE,
     FAILED,
     FAILED_PREFIX,
+    INTERRUPTED,
     MISCONFIGURED,
-    PREEMPTED,
     REFUSED_PREFIX,
     PreemptedError,
     StartupError,
@@ -36,10 +38,10 @@ _PR_SET_PDEATHSIG = 1
 def run_binary(main: Callable[[list[str]], None], *, takes_arguments: bool = False) -> None:
     """Parses the flags, runs `main` and exits.
 
-    It never returns. A ValueError means bad input: its message goes to the terminal, and the exit
-    status is `MISCONFIGURED`. After a StartupError the message goes to the terminal too, and the
-    status is `FAILED`. After a PreemptedError the status is `PREEMPTED`. Any other exception
-    is a failure: its traceback goes to the log, and the status is `FAILED`.
+    It is for binaries and tools, and never returns. A ValueError means bad input: its message goes
+    to the terminal, and the exit status is `MISCONFIGURED`. After a StartupError the message goes
+    to the terminal too, and the status is `FAILED`. A PreemptedError has its own status. Any other
+    exception is a failure: its traceback goes to the log, and the status is `FAILED`.
 
     Args:
         main: Is called with the program's name and the arguments that are not flags.
@@ -53,7 +55,7 @@ def run_binary(main: Callable[[list[str]], None], *, takes_arguments: bool = Fal
             sys.exit(_end(sys.stderr, f"{REFUSED_PREFIX}{error}", MISCONFIGURED))
 
     def guarded(argv: list[str]) -> int:
-        terminal = os.fdopen(os.dup(sys.stderr.fileno()), "w")
+        terminal = _open_terminal(os.dup(sys.stderr.fileno()))
         try:
             main(argv)
             return DONE
@@ -66,14 +68,16 @@ def run_binary(main: Callable[[list[str]], None], *, takes_arguments: bool = Fal
                 traceback.print_exc()
             return _end(terminal, f"{FAILED_PREFIX}{error}", FAILED)
         except PreemptedError as notice:
-            return _end(terminal, str(notice), PREEMPTED)
+            return _end(terminal, str(notice), notice.status)
         except KeyboardInterrupt:
-            return _end(terminal, "Interrupted.", 128 + signal.SIGINT)
+            return _end(terminal, "Interrupted.", INTERRUPTED)
         except Exception as error:
             traceback.print_exc()
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            return _end(terminal, f"{FAILED_PREFIX}{reason} (the log has all of it)", FAILED)
+            place = " (the log has all of it)" if _has_log(terminal) else ""
+            return _end(terminal, f"{FAILED_PREFIX}{reason}{place}", FAILED)
 
+    sys.stdout, sys.stderr = (_open_terminal(s.fileno()) for s in (sys.stdout, sys.stderr))
     _list_flags_in_help()
     app.run(guarded, flags_parser=parse)
 
@@ -89,7 +93,7 @@ def parse_flags(argv: list[str], *, takes_arguments: bool = False) -> list[str]:
     """
     try:
         remaining = flags.FLAGS(argv)
-    except flags.Error as error:
+    except (flags.Error, UnicodeDecodeError) as error:  # the latter of a flagfile
         raise ValueError(
             f"A flag cannot be used. Received: {error} Expected: flags as --help lists them."
         ) from error
@@ -161,6 +165,29 @@ def _has_log(terminal: TextIO) -> bool:
     """
     is_redirected = not os.path.sameopenfile(terminal.fileno(), sys.stderr.fileno())
     return is_redirected or _LAUNCHER_PID in os.environ
+
+
+class _Terminal(io.FileIO):
+    """Drops output that no one can read any more.
+
+    A terminal is gone when ssh ends, and a pipe when its reader ends. A run goes on without them.
+    """
+
+    def write(self, content: Any, /) -> int:
+        """Writes as a file does."""
+        try:
+            return super().write(content) or 0
+        except OSError as error:
+            if error.errno not in (errno.EIO, errno.EPIPE):
+                raise
+            return memoryview(content).nbytes
+
+
+def _open_terminal(descriptor: int) -> TextIO:
+    """Opens a descriptor for text of any characters."""
+    file = io.BufferedWriter(_Terminal(descriptor, "w", closefd=False))
+    is_terminal = os.isatty(descriptor)
+    return io.TextIOWrapper(file, errors="backslashreplace", line_buffering=is_terminal)
 
 
 def _list_flags_in_help() -> None:

@@ -7,8 +7,6 @@ whose recipes differ only in the seed are shown together, as a mean and a standa
 does not have to be complete.
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from tf_lbsgd.cli import process
@@ -30,7 +28,7 @@ def main(argv: list[str]) -> None:
     from tf_lbsgd import report
 
     cells = report.group_into_cells([report.read_record(path) for path in paths])
-    page = report.write_report(cells, Path(_OUTPUT.value), _TITLE.value)
+    page = report.write_report(cells, _OUTPUT.value, _TITLE.value)
     rows = report.table_rows(cells)
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:

@@ -9,11 +9,16 @@ one machine, use `python -m tf_lbsgd.cli.launch`.
 The same command continues a run that was interrupted.
 """
 
+from tf_lbsgd.workers.preemption import PreemptionNotice
+
+_NOTICE = PreemptionNotice()
+if __name__ == "__main__":
+    _NOTICE.listen()  # before the imports, which take time
+
 from tf_lbsgd.cli import flag_definitions, process
 from tf_lbsgd.run.folder import RunFolder
 from tf_lbsgd.workers import meeting
 from tf_lbsgd.workers.cluster import Cluster
-from tf_lbsgd.workers.preemption import PreemptionNotice
 
 
 def main(_: list[str]) -> None:
@@ -22,8 +27,6 @@ def main(_: list[str]) -> None:
     It builds the recipe and the cluster, and calls `prepare_run` and `run_training`.
     """
     process.end_with_launcher()
-    notice = PreemptionNotice()
-    notice.listen()
     recipe = flag_definitions.recipe_from_flags()
     run_folder = RunFolder(flag_definitions.require_run_dir())
     run_folder.check(recipe)
@@ -39,7 +42,7 @@ def main(_: list[str]) -> None:
             meeting.refuse(cluster, str(error), run_folder.path)
             raise
     process.send_standard_error_to(run_folder.log(cluster.task_index), chatter)
-    result = run_training(prepared, notice)
+    result = run_training(prepared, _NOTICE)
     if cluster.is_chief:
         if count := result["replaced_images"]:
             print(f"\n{count} images could not be read and were replaced: {run_folder.logs}")
@@ -61,6 +64,7 @@ def main(_: list[str]) -> None:
 
 def run() -> None:
     """Entry point of `lbsgd-train`."""
+    _NOTICE.listen()
     flag_definitions.define_flags_of("train")
     process.run_binary(main)
 

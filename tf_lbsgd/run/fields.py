@@ -10,6 +10,7 @@ one place.
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -111,11 +112,14 @@ def check_fields(settings: Any) -> None:
         object.__setattr__(settings, field.name, value)
 
 
-def integer(lowest: int) -> Rule:
-    """Accepts integers that are at least `lowest`."""
-    return Rule(
-        lambda value: is_integer(value) and value >= lowest, f"an integer >= {lowest}", kind=int
-    )
+def integer(lowest: int, highest: int | None = None) -> Rule:
+    """Accepts integers from `lowest` to `highest`.
+
+    There is no upper limit if `highest` is None.
+    """
+    expected = f"an integer >= {lowest}" + (f" and <= {highest:,}" if highest else "")
+    limit = math.inf if highest is None else highest
+    return Rule(lambda value: is_integer(value) and lowest <= value <= limit, expected, kind=int)
 
 
 def integer_below(limit: int, in_words: str) -> Rule:
@@ -184,7 +188,10 @@ def is_number(value: object) -> bool:
 
     A bool is not.
     """
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    # Not math.isfinite, which raises OverflowError for an int that is too large for a float.
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    return abs(value) <= sys.float_info.max
 
 
 def refusal(advice: str, received: str, expected: str) -> ValueError:

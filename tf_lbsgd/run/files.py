@@ -1,22 +1,83 @@
-"""Reads and replaces files, and names those of a step.
+"""Reads and replaces files, and refuses bad paths.
 
 Files are replaced atomically: a reader sees the old content or the new content, and never a part of
 it. Only files whose names this module makes are found or removed. All others are passed over.
 """
 
+import contextlib
+import errno
 import json
 import os
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from tf_lbsgd.run.fields import refusal
 
 _STEP_NAME = re.compile(r"step-[0-9]{9,}\.[a-z]+")
 _TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{32}\.partial", re.DOTALL)
 
 Kinds = Mapping[str, tuple[type, ...]]
 NUMBER = (int, float)
+
+# pathlib folds the two slashes of gs://bucket into one.
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
+
+# Errors that stay until somebody changes the path or its rights. A full disk is none of them.
+_ERRORS_OF_PATHS = {
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS,
+    errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO,
+}  # fmt: skip
+
+
+def local_path(text: str | os.PathLike[str], name: str) -> Path:
+    """Returns the path that a user named, with `~` expanded.
+
+    Args:
+        text: The path.
+        name: What it is, such as "--run_dir", for the message.
+
+    Raises:
+        ValueError: It is a URL, as of an object store, or no path can be written so.
+    """
+    path = os.path.expanduser(text)
+    if _SCHEME.match(path):
+        raise refusal(
+            f"Only folders and files can be used here, and no URL: correct {name}.",
+            f"{name}={path}",
+            "a path on a file system that all workers share, such as NFS or a mounted bucket",
+        )
+    if path.startswith("~") or "\0" in path or not _is_utf_8(path):
+        raise refusal(
+            f"No such path can be used: correct {name}.",
+            f"{name}={path!r}",
+            "a path in UTF-8, without zero bytes, where ~ names a user of this machine",
+        )
+    return Path(path)
+
+
+@contextlib.contextmanager
+def refuse_bad_paths() -> Iterator[None]:
+    """Raises ValueError for a path that cannot be used.
+
+    It is for files and folders that a user named, and may decorate a function. Errors that may go
+    away, such as a full disk, stay an OSError.
+
+    Raises:
+        ValueError: The message names the path and the reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _ERRORS_OF_PATHS or error.filename is None:
+            raise
+        raise refusal(
+            "A file or folder cannot be used.",
+            f"{_shown(error.filename)} ({error.strerror})",
+            "a path that exists or can be made, and that this user may use",
+        ) from error
 
 
 def replace_file(path: Path, content: bytes, *, is_durable: bool = True) -> None:
@@ -182,3 +243,16 @@ def _excerpt(value: Any) -> str:
         return "an object" if isinstance(value, dict) else "a list"
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _is_utf_8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _shown(path: str | bytes) -> str:
+    """Returns a path in characters that can be printed."""
+    return os.fsdecode(path).encode(errors="backslashreplace").decode()

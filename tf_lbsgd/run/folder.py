@@ -32,8 +32,10 @@ from tf_lbsgd.run.files import (
     Kinds,
     append_line,
     check_object,
+    local_path,
     parse_object,
     read_object,
+    refuse_bad_paths,
     replace_file,
     step_files,
     step_of,
@@ -44,6 +46,7 @@ _REPORTED_EPOCHS = 5
 _EPOCH_KINDS: Kinds = {"epoch": (int,), "step": (int,)}
 _FACTS_KINDS: Kinds = {"since_step": (int,), "facts": (dict,), "changed_data": (list,)}
 _SNAPSHOT_KINDS: Kinds = {"sizes": (str,), "times": (str,), "samples": (list,)}
+_LONGEST_NAME = "x" * 200  # of a file in a run folder; TensorBoard's are the longest
 
 
 class RunFolder:
@@ -53,10 +56,13 @@ class RunFolder:
 
     Args:
         path: The folder. `claim` creates it.
+
+    Raises:
+        ValueError: The path is a URL, or cannot be a path (see `files.local_path`).
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = local_path(path, "run_dir")
         self.checkpoints = self.path / "checkpoints"
         self.tensorboard = self.path / "tensorboard"
         self.logs = self.path / "logs"
@@ -77,6 +83,8 @@ class RunFolder:
         self.check_writable()
         if not self._recipe.exists():
             return
+        self.read_metrics()  # here, since a run would find out when it is under way
+        self.read_result()
         differences = recipe.differences(self.read_recipe())
         if differences:
             raise ValueError(
@@ -85,25 +93,39 @@ class RunFolder:
                 + "\nExpected: the same recipe, which continues that run, or another --run_dir."
             )
 
+    @refuse_bad_paths()
     def check_writable(self) -> None:
         """Checks that this user can write or make the folder.
 
         Raises:
             ValueError: The user cannot. The message names the file or folder that is in the way.
         """
-        for folder in (self.logs, self.checkpoints):
-            existing = next(p for p in (folder, *folder.absolute().parents) if os.path.exists(p))
-            if not existing.is_dir():
+        for folder in (self.logs, self.checkpoints, self.tensorboard, self.audit):
+            self._check_can_be_made(folder)
+        logs = self.logs.glob("*.log")
+        for path in (self._recipe, self._facts, self._metrics, self._result, *logs):
+            if path.is_dir():
                 raise ValueError(
-                    f"The run folder is not a folder. Received: run_dir={self.path}, where "
-                    f"{existing} is a file. Expected: a folder, or a path where one can be made."
+                    f"A folder is in the way. Received: run_dir={self.path}, where {path} is a "
+                    "folder. Expected: the file of a run, or nothing."
                 )
-            if not os.access(existing, os.W_OK | os.X_OK, effective_ids=True):
-                raise ValueError(
-                    f"The run folder cannot be written. Received: run_dir={self.path}, where "
-                    f"{existing} is read-only for this user or on this disk. Expected: a folder "
-                    "that may be written, or a path where one can be made."
-                )
+
+    def _check_can_be_made(self, folder: Path) -> None:
+        existing = next(p for p in (folder, *folder.absolute().parents) if os.path.lexists(p))
+        if not os.path.isdir(existing):
+            kind = "a link to nothing" if existing.is_symlink() else "a file"
+            raise ValueError(
+                f"The run folder is not a folder. Received: run_dir={self.path}, where {existing} "
+                f"is {kind}. Expected: a folder, or a path where one can be made."
+            )
+        if not os.access(existing, os.W_OK | os.X_OK, effective_ids=True):
+            raise ValueError(
+                f"The run folder cannot be written. Received: run_dir={self.path}, where "
+                f"{existing} is read-only for this user or on this disk. Expected: a folder that "
+                "may be written, or a path where one can be made."
+            )
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(folder / _LONGEST_NAME)  # raises if the path is too long
 
     def claim(self, recipe: Recipe) -> None:
         """Makes the folder and writes `recipe.json`.
@@ -165,11 +187,12 @@ class RunFolder:
         """
         _write_json(self._data_files, snapshots)
 
+    @refuse_bad_paths()
     def read_recipe(self) -> Recipe:
         """Returns the recipe of the run.
 
         Raises:
-            ValueError: There is no run in this folder.
+            ValueError: There is no run in this folder, or its recipe cannot be read.
         """
         if not self._recipe.exists():
             raise ValueError(
@@ -238,6 +261,7 @@ class RunFolder:
                         replaced.add(entry["id"])
         return len(replaced)
 
+    @refuse_bad_paths()
     def read_metrics(self) -> list[dict[str, Any]]:
         """Returns one object for each recorded epoch, in order.
 

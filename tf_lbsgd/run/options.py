@@ -1,6 +1,7 @@
 """Declares the options of a run beside its recipe.
 
-They decide where and how fast a run computes, and never what it computes.
+They decide where and how fast a run computes, and never what it computes. The options of the
+launcher are here too.
 """
 
 import dataclasses
@@ -8,6 +9,11 @@ from typing import Literal
 
 from tf_lbsgd.run import fields
 from tf_lbsgd.run.fields import setting
+
+# Beyond these limits a machine only swaps. A mistyped number must not bring it to a halt.
+_MOST_CPU_REPLICAS = 256
+_MOST_INPUT_THREADS = 4096
+_MOST_LOCAL_WORKERS = 1024
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,7 +65,9 @@ class RunOptions:
         default=False,
     )
     cpu_replicas: int = setting(
-        fields.integer(1), "Number of replicas in a process that has no GPUs.", default=1
+        fields.integer(1, _MOST_CPU_REPLICAS),
+        "Number of replicas in a process that has no GPUs.",
+        default=1,
     )
     checkpoint: Literal["newest", "best"] = setting(
         fields.one_of(("newest", "best")),
@@ -103,11 +111,56 @@ class RunOptions:
         fields.boolean(), "Keep encoded images in memory after they are first read.", default=False
     )
     input_threads: int | None = setting(
-        fields.integer(1),
+        fields.integer(1, _MOST_INPUT_THREADS),
         "Number of threads in a process that read and decode images. Unset: use TensorFlow's "
         "shared threads.",
         default=None,
         is_optional=True,
+    )
+
+    def __post_init__(self) -> None:
+        """Checks every field."""
+        fields.check_fields(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LaunchOptions:
+    """Options of the launcher itself.
+
+    Every field has a rule and a help text, which is also the help of its flag.
+
+    Raises:
+        ValueError: A field breaks its rule. The message names the field and says what was received
+            and what was expected.
+    """
+
+    num_workers: int = setting(
+        fields.integer(1, _MOST_LOCAL_WORKERS),
+        "Number of worker processes. They run on the CPU if there are fewer GPUs than workers.",
+        default=2,
+    )
+    binary: Literal["train", "evaluate", "doctor"] = setting(
+        fields.one_of(("train", "evaluate", "doctor")),
+        "Binary that every worker runs.",
+        default="train",
+    )
+    max_restarts: int = setting(
+        fields.integer(0),
+        "Number of restarts in a row, after failures, that may bring no newer checkpoint. 0: never "
+        "restart.",
+        default=0,
+    )
+    grace_secs: float = setting(
+        fields.number(0),
+        "Seconds that the workers may take to save and exit after SIGTERM.",
+        default=30.0,
+    )
+    isolate_network: bool = setting(
+        fields.boolean(),
+        "Run the workers in a network that only they can use. Other processes cannot reach them, "
+        "and they cannot reach other machines. Set it to false if the data are read over the "
+        "network.",
+        default=True,
     )
 
     def __post_init__(self) -> None:

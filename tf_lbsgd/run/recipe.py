@@ -17,6 +17,7 @@ WARMUPS = ("gradual", "constant", "none")
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 _PAPER_EPOCHS = 90
+_MOST_EPOCHS = 1_000_000  # a plan lists them
 _PAPER_WARMUP_EPOCHS = 5
 _PAPER_DECAY_EPOCHS = (30, 60, 80)
 
@@ -89,7 +90,9 @@ class Recipe:
     batch_growth_factor: int = setting(
         fields.integer(2), "Factor by which the global minibatch grows each time.", default=10
     )
-    epochs: int = setting(fields.integer(1), "Number of passes over the training set.", default=90)
+    epochs: int = setting(
+        fields.integer(1, _MOST_EPOCHS), "Number of passes over the training set.", default=90
+    )
     optimizer: str = setting(
         fields.one_of(catalogue.OPTIMIZERS),
         f"Update rule: {catalogue.describe(catalogue.OPTIMIZERS)}.",

@@ -24,6 +24,8 @@ _INDEX_VARIABLES = ("JOB_COMPLETION_INDEX",)
 # A host name, an IPv4 address or a bracketed IPv6 address, then a port.
 _ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.%]+)\]|([^\s:/\[\]]+)):([0-9]{1,5})")
 _HIGHEST_PORT = 65535
+_MOST_WORKERS = 100_000  # a mistyped number must not fill the memory
+_SHOWN_LENGTH = 500  # characters of a value that is refused
 _NODE_LIST_ITEM = re.compile(r"(?:[^\s,\[\]]|\[[0-9,-]+\])+")
 
 
@@ -198,6 +200,10 @@ def _expand_ranges(ranges: str) -> list[str]:
         first, _, last = part.partition("-")
         if not (first.isdigit() and (last or first).isdigit() and int(first) <= int(last or first)):
             raise ClusterError("Correct the SLURM node list.", part, 'a range like "01-03" or "07"')
+        if int(last or first) - int(first) >= _MOST_WORKERS:
+            raise ClusterError(
+                "Correct the SLURM node list.", part, f"a range of at most {_MOST_WORKERS:,} nodes"
+            )
         numbers += [f"{n:0{len(first)}d}" for n in range(int(first), int(last or first) + 1)]
     return numbers
 
@@ -251,7 +257,9 @@ def _place_tasks(
         counts = [share + (node < remainder) for node in range(num_nodes)]
     else:
         groups = re.findall(r"([0-9]+)(?:\(x([0-9]+)\))?", text)  # "2(x3),1" is 2, 2, 2, 1
-        counts = [int(count) for count, repeat in groups for _ in range(int(repeat or 1))]
+        # More repeats than nodes are wrong, and one more is enough to see it.
+        repeats = [(int(count), min(int(repeat or 1), num_nodes + 1)) for count, repeat in groups]
+        counts = [count for count, repeat in repeats for _ in range(repeat)]
     if len(counts) != num_nodes or sum(counts) != num_tasks:
         raise ClusterError(
             "SLURM's variables disagree. Run one worker per task, under `srun`, or set TF_CONFIG.",
@@ -262,8 +270,12 @@ def _place_tasks(
 
 
 def _parse_count(variable: str, text: str) -> int:
-    if not re.fullmatch("[0-9]+", text):
-        raise ClusterError(f"Correct the environment variable {variable}.", text, "an integer >= 0")
+    if not re.fullmatch("[0-9]{1,9}", text) or int(text) > _MOST_WORKERS:
+        raise ClusterError(
+            f"Correct the environment variable {variable}.",
+            text[:_SHOWN_LENGTH],
+            f"an integer from 0 to {_MOST_WORKERS:,}",
+        )
     return int(text)
 
 
@@ -271,8 +283,10 @@ def _parse_object(text: str) -> dict[str, Any]:
     expected = 'a JSON object like {"cluster": {"worker": [...]}, "task": {...}}'
     try:
         config = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ClusterError(f"TF_CONFIG is not JSON ({error}).", text, expected) from error
+    except (ValueError, RecursionError) as error:
+        raise ClusterError(
+            f"TF_CONFIG is not JSON ({error}).", text[:_SHOWN_LENGTH], expected
+        ) from error
     if not isinstance(config, dict):
         raise ClusterError("TF_CONFIG is JSON, but not an object.", config, expected)
     return config

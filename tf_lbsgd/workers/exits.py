@@ -8,6 +8,7 @@ DONE = 0
 FAILED = 1  # a restart may help
 MISCONFIGURED = 2  # bad input, found before the first step: a restart does not help
 PREEMPTED = 75  # EX_TEMPFAIL: the same command continues the run
+INTERRUPTED = 130  # Ctrl-C, as shells report it: the same command continues the run
 
 REFUSED_PREFIX = "Error: "  # begins the message of an exit with MISCONFIGURED
 FAILED_PREFIX = "Failed: "  # begins the line after the traceback of a failure
@@ -39,7 +40,14 @@ class NonFiniteError(RunStoppedError):
 
 
 class PreemptedError(RunStoppedError):
-    """A worker was preempted.
+    """A worker was preempted or interrupted.
 
     The run is saved and can be continued.
+
+    Attributes:
+        status: Exit status of this process, `PREEMPTED` or `INTERRUPTED`.
     """
+
+    def __init__(self, message: str, status: int = PREEMPTED) -> None:
+        super().__init__(message)
+        self.status = status

@@ -19,6 +19,7 @@ from pathlib import Path
 import psutil
 
 from tf_lbsgd.workers.cluster import Cluster
+from tf_lbsgd.workers.exits import PREEMPTED
 from tf_lbsgd.workers.failures import Cause, Ending, first_failure
 from tf_lbsgd.workers.preemption import PreemptionNotice
 
@@ -36,11 +37,14 @@ class WorkerFailedError(RuntimeError):
         first: The ending that explains the others.
         status: Its exit status. A negative value is the signal that ended it. None means that it
             was stuck.
+        is_due_to_notice: Whether this is how a worker ends that was told to end.
     """
 
     def __init__(self, first: Ending, others: Sequence[Ending]) -> None:
         self.first = first
         self.status = first.status
+        # It saved and ended, or was killed before our code ran, or took longer than it may.
+        self.is_due_to_notice = first.status in (PREEMPTED, -signal.SIGTERM, None)
         words = "\n".join(f"  | {line}" for line in first.last_words())
         lines = [f"{first.describe()}. The end of {first.log}:", words]
         lines += [f"Then: {other.describe()}." for other in others if other.status]
@@ -149,7 +153,7 @@ class LocalWorkers:
                 stdin=subprocess.DEVNULL,
                 stdout=None if cluster.is_chief else file,
                 stderr=file,
-                start_new_session=True,  # Ctrl-C reaches only the launcher, which ends them
+                start_new_session=True,  # Ctrl-C reaches only the launcher, which tells them
             )
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Collection
 
 from tf_lbsgd.run.folder import RunFolder
+from tf_lbsgd.workers.exits import PREEMPTED
 from tf_lbsgd.workers.launcher import LocalWorkers, WorkerFailedError
 from tf_lbsgd.workers.preemption import PreemptionNotice
 
@@ -60,7 +61,8 @@ def supervise(
             newest = run_folder.newest_checkpoint_step()
             if newest > step:
                 step, restarts_without_progress = newest, 0
-            _report(run_folder, str(failure))
+            is_told = notice.received and failure.is_due_to_notice
+            _report(run_folder, _ending_after_notice(failure) if is_told else str(failure))
             is_final = failure.status in final_statuses or notice.received
             if is_final or restarts_without_progress >= max_restarts:
                 raise
@@ -77,6 +79,18 @@ def supervise(
                 raise
     if restarts:
         _report(run_folder, f"Done after {restarts} restarts; see {run_folder.supervisor_log}")
+
+
+def _ending_after_notice(failure: WorkerFailedError) -> str:
+    """Says how workers ended that were told to end."""
+    if failure.status == PREEMPTED:
+        return (failure.first.last_words() or ["Preempted: the workers saved and ended."])[-1]
+    if failure.status is None:
+        return (
+            "The workers did not end within --grace_secs and were killed. The same command "
+            "continues from the newest checkpoint."
+        )
+    return "Preempted before the first step: nothing was lost."
 
 
 def _report(run_folder: RunFolder, sentence: str) -> None:

@@ -6,6 +6,7 @@ https://github.com/zalandoresearch/fashion-mnist (MIT licence, Zalando SE 2017).
 
 import gzip
 import pathlib
+import zlib
 
 import numpy as np
 
@@ -57,7 +58,12 @@ def read_idx(path: pathlib.Path) -> np.ndarray:
     Raises:
       ValueError: if it is not an IDX file of bytes, or its length does not match its header.
     """
-    content = gzip.decompress(path.read_bytes())
+    try:
+        content = gzip.decompress(path.read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(
+            f"Cannot read an IDX file. Received: {path} ({error}). Expected: a whole gzip file."
+        ) from error
     if content[:3] != bytes([0, 0, _UNSIGNED_BYTE]):
         raise ValueError(
             f"Received: {path}, which starts with {content[:3]!r}. Expected: an IDX file of bytes."

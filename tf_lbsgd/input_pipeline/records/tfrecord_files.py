@@ -31,6 +31,8 @@ _HEADER = struct.Struct("<QI")  # length, its CRC
 _CRC = struct.Struct("<I")
 _FRAMING_BYTES = _HEADER.size + _CRC.size
 _CRC_MASK_DELTA = 0xA282EAD8  # tensorflow/core/lib/hash/crc32c.h
+# A tf.train.Example is a protocol buffer, which ends at 2 GiB.
+_LONGEST_RECORD = 2**31
 _INDEX_TOOL = "python tools/index_tfrecord.py"
 
 
@@ -236,10 +238,10 @@ def masked_crc(data: bytes) -> int:
 def _length_in(header: bytes, path: pathlib.Path, offset: int) -> int:
     if len(header) == _HEADER.size:
         length, crc = _HEADER.unpack(header)
-        if masked_crc(header[:8]) == crc:
+        if masked_crc(header[:8]) == crc and length <= _LONGEST_RECORD:
             return length
     raise ValueError(
         f"No TFRecord header where one should be. Received: {path} at byte {offset:,}. Expected: "
         "an uncompressed TFRecord file, or a gzipped one whose name ends in .gz; if it is one, it "
-        "is damaged or truncated: copy it again."
+        "is damaged or truncated: copy it again. A record has at most 2 GiB."
     )

@@ -43,5 +43,6 @@ def open_fashion_mnist(_: str, request: OpenRequest) -> ArraySource:
     Raises:
       ValueError: as `idx_files.read_fashion_mnist`.
     """
-    images, labels = read_fashion_mnist(request.data_dir, request.split)
+    data_dir = str(request.local_data_dir) if request.data_dir else None
+    images, labels = read_fashion_mnist(data_dir, request.split)
     return ArraySource(images[..., np.newaxis], labels, _CLASSES)

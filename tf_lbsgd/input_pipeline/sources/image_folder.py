@@ -118,7 +118,7 @@ def _image_files(folder: pathlib.Path) -> list[str]:
     files = sorted(
         entry.path
         for entry in _visible_entries(folder)
-        if entry.name.lower().endswith(_IMAGE_SUFFIXES)
+        if entry.name.lower().endswith(_IMAGE_SUFFIXES) and not entry.is_dir()
     )
     if not files:
         raise ValueError(
@@ -133,9 +133,26 @@ def _visible_entries(folder: pathlib.Path) -> list[os.DirEntry[str]]:
     # Archives made on macOS hold a hidden ._NAME.jpg, which is no image, beside NAME.jpg.
     try:
         with os.scandir(folder) as entries:
-            return [entry for entry in entries if not entry.name.startswith(".")]
+            visible = [entry for entry in entries if not entry.name.startswith(".")]
     except OSError as error:
         raise ValueError(
             f"Cannot list a folder of images. Received: {folder} ({error.strerror}). "
             "Expected: a folder that this user may read."
         ) from error
+    for entry in visible:
+        _check_entry(entry)
+    return visible
+
+
+def _check_entry(entry: os.DirEntry[str]) -> None:
+    """Refuses what would fail in the middle of a run."""
+    if entry.is_symlink() and not os.path.exists(entry.path):
+        raise ValueError(
+            f"A link in the image folder leads to nothing. Received: {entry.path}, a link to "
+            f"{os.readlink(entry.path)}. Expected: a link to a file or folder; is a disk missing?"
+        )
+    if not entry.name.isascii() and any("\ud800" <= letter <= "\udfff" for letter in entry.name):
+        raise ValueError(
+            f"A name in the image folder is not UTF-8. Received: {os.fsencode(entry.path)!r}. "
+            "Expected: names in UTF-8; rename it, for example with `convmv`."
+        )

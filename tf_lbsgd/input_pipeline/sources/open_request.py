@@ -5,6 +5,7 @@ import pathlib
 from typing import Literal
 
 from tf_lbsgd.input_pipeline.records.records import KeptRecords, Records
+from tf_lbsgd.run.files import local_path
 
 Split = Literal["train", "validation"]
 
@@ -51,8 +52,22 @@ class OpenRequest:
         return self.image_size or _DEFAULT_IMAGE_SIZE
 
     def path(self, location: str) -> pathlib.Path:
-        """Returns a location as a path, relative to data_dir."""
-        return pathlib.Path(self.data_dir or "").expanduser() / pathlib.Path(location).expanduser()
+        """Returns a location as a path, relative to data_dir.
+
+        Raises:
+          ValueError: if it is a URL, or cannot be a path.
+        """
+        path = local_path(location, "--dataset")
+        return path if path.is_absolute() else self.local_data_dir / path
+
+    @property
+    def local_data_dir(self) -> pathlib.Path:
+        """Returns data_dir as a path, the working folder without it.
+
+        Raises:
+          ValueError: if it is a URL, or cannot be a path.
+        """
+        return local_path(self.data_dir or "", "--data_dir")
 
     def kept(self, records: Records) -> Records:
         """Returns records, kept in memory if that is wanted."""

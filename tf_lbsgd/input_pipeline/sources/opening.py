@@ -9,8 +9,10 @@ from tf_lbsgd.run.catalogue import (
     describe_datasets,
     is_user_function,
 )
+from tf_lbsgd.run.files import refuse_bad_paths
 
 
+@refuse_bad_paths()
 def open_source(
     dataset: str,
     data_dir: str | None,

@@ -4,6 +4,7 @@ See https://www.tensorflow.org/datasets. Their files are TFRecord or ArrayRecord
 tf.train.Example messages, so they are read as every other such file: exactly, by number.
 """
 
+import os
 import pathlib
 from typing import Any
 
@@ -36,8 +37,9 @@ def open_tfds(name: str, request: OpenRequest) -> Source:
     """
     import tensorflow_datasets as tfds
 
+    data_dir = None if request.data_dir is None else os.path.expanduser(request.data_dir)
     try:
-        builder = tfds.builder(name, data_dir=request.data_dir, try_gcs=False)
+        builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
     except tfds.core.registered.DatasetNotFoundError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
