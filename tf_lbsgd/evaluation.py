@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tf_lbsgd import checkpoints, distribution
+from tf_lbsgd import checkpoints, distribution, input_pipeline
 from tf_lbsgd.builders import (
     create_loss,
     create_metrics,
@@ -14,9 +14,11 @@ from tf_lbsgd.builders import (
     evaluation_dataset,
     evaluation_steps,
 )
-from tf_lbsgd.preparation import open_split
+from tf_lbsgd.preparation import agree_on, open_split, software_facts
 from tf_lbsgd.run.folder import RunFolder
 from tf_lbsgd.run.options import RunOptions
+from tf_lbsgd.run.recipe import Recipe
+from tf_lbsgd.workers import meeting
 from tf_lbsgd.workers.cluster import Cluster
 
 
@@ -24,6 +26,8 @@ def run_evaluation(
     run_dir: str | os.PathLike[str], cluster: Cluster, options: RunOptions | None = None
 ) -> dict[str, Any]:
     """Evaluates a checkpoint of a run on every validation image.
+
+    Several workers first meet and agree, as before a training.
 
     Args:
         run_dir: A run folder made by `run_training`.
@@ -34,17 +38,24 @@ def run_evaluation(
         step, validation_loss, validation_top_1_error (percent), validation_images.
 
     Raises:
-        ValueError: There is no run or no complete checkpoint in the folder.
+        ValueError: There is no run or no complete checkpoint in the folder, or the workers do not
+            agree.
     """
     options = options or RunOptions()
     run_folder = RunFolder(run_dir)
     recipe = run_folder.read_recipe()
-    source = open_split(recipe, options, "validation")
+    try:
+        source = open_split(recipe, options, "validation")
+        checkpoint = checkpoint_to_judge(run_folder, options)
+    except ValueError as error:
+        meeting.refuse(cluster, str(error))
+        raise
+    if cluster.is_multi_worker:
+        agree_on(_facts(recipe, source, checkpoint), cluster, run_folder, options)
     strategy = distribution.create_strategy(cluster)
     with strategy.scope():
         model = create_model(recipe, source)
         model.compile(loss=create_loss(recipe), metrics=create_metrics())
-    checkpoint = checkpoint_to_judge(run_folder, options)
     checkpoints.assign_arrays(
         checkpoints.model_variables(model), evaluated_weights(model, checkpoint)
     )
@@ -60,6 +71,20 @@ def run_evaluation(
         "validation_loss": logs["loss"],
         "validation_top_1_error": 100 * (1 - logs["top_1_accuracy"]),
         "validation_images": int(logs["images"]),
+    }
+
+
+def _facts(
+    recipe: Recipe, source: input_pipeline.Source, checkpoint: checkpoints.Checkpoint
+) -> dict[str, str]:
+    """Returns what must be the same on every worker.
+
+    The values are strings, by name.
+    """
+    return software_facts(recipe) | {
+        "recipe": recipe.digest(),
+        "step of the checkpoint": str(checkpoint.step),
+        "validation data": source.fingerprint(),
     }
 
 

@@ -234,13 +234,31 @@ def agree_with_other_workers(prepared: PreparedRun) -> None:
     Raises:
         MeetingError, StartupError: As in `meeting.Meeting.meet`.
     """
-    if not prepared.cluster.is_multi_worker:
-        return
+    if prepared.cluster.is_multi_worker:
+        agree_on(prepared.facts, prepared.cluster, prepared.run_folder, prepared.options)
+
+
+def agree_on(
+    facts: dict[str, str], cluster: Cluster, run_folder: RunFolder, options: RunOptions
+) -> None:
+    """Waits for all workers and checks that their facts agree.
+
+    It prints their warnings.
+
+    Args:
+        facts: What must be the same on every worker, by name.
+        cluster: The workers, at least two.
+        run_folder: Folder of the run, which all workers must see.
+        options: How long to wait.
+
+    Raises:
+        MeetingError, StartupError: As in `meeting.Meeting.meet`.
+    """
     part = meeting.Meeting(
-        cluster=prepared.cluster,
-        facts=prepared.facts,
-        shared_folder=prepared.run_folder.path,
-        timeout_secs=prepared.options.startup_timeout_secs,
+        cluster=cluster,
+        facts=facts,
+        shared_folder=run_folder.path,
+        timeout_secs=options.startup_timeout_secs,
     )
     for warning in part.meet():
         print(f"Warning: {warning}", flush=True)
@@ -255,17 +273,26 @@ def facts_to_agree_on(prepared: PreparedRun) -> dict[str, str]:
     recipe = prepared.plan.recipe
     facts = {f"--{name}": value for name, value in recipe.to_json().items()}
     facts |= {f"--{name}": options[name] for name in options.keys() - _OWN_OF_A_WORKER}
-    digests = user_code.digests_of(catalogue.user_functions(recipe.model, recipe.dataset))
-    facts |= {f"code of {name}": digest for name, digest in digests.items()}
-    facts |= {package: importlib.metadata.version(package) for package in _PACKAGES}
     facts |= {
-        "Python": platform.python_version(),
-        "code of tf_lbsgd": _digest_of_code(),
         _TRAINING_DATA: prepared.train.fingerprint(),
         _VALIDATION_DATA: prepared.validation.fingerprint(),
-        "replicas per worker": distribution.replicas_per_worker(),
     }
-    return {name: str(value) for name, value in facts.items()}
+    return software_facts(recipe) | {name: str(value) for name, value in facts.items()}
+
+
+def software_facts(recipe: Recipe) -> dict[str, str]:
+    """Returns versions, code and replicas of this worker.
+
+    They must be the same on every worker. The values are strings, by name.
+    """
+    digests = user_code.digests_of(catalogue.user_functions(recipe.model, recipe.dataset))
+    facts = {f"code of {name}": digest for name, digest in digests.items()}
+    facts |= {package: importlib.metadata.version(package) for package in _PACKAGES}
+    return facts | {
+        "Python": platform.python_version(),
+        "code of tf_lbsgd": _digest_of_code(),
+        "replicas per worker": str(distribution.replicas_per_worker()),
+    }
 
 
 def _digest_of_code() -> str:

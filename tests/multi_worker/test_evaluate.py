@@ -1,9 +1,16 @@
 """Every validation image once, on any number of workers, and the same error to the last digit."""
 
 import re
+import signal
+import subprocess
 
 import pytest
 from commands import run, train
+from worker_processes import binary_command, end_all, environment, run_binary, start
+
+from tf_lbsgd.workers.cluster import Cluster
+from tf_lbsgd.workers.exits import DONE, PREEMPTED
+from tf_lbsgd.workers.launcher import free_ports
 
 NUM_VALIDATION_IMAGES = 71  # a fifth of 355; no number of workers below divides it
 FLAGS = (
@@ -43,3 +50,31 @@ def test_evaluate_counts_every_image_once_and_says_the_same(run_dir, on_one_work
     assert int(images) == NUM_VALIDATION_IMAGES
     assert (error, images, step) == on_one_worker[:2] + on_one_worker[3:]
     assert float(loss) == pytest.approx(float(on_one_worker[2]), rel=1e-5)
+
+
+def test_a_worker_that_does_not_come_is_named(run_dir):
+    cluster = Cluster(tuple(f"localhost:{port}" for port in free_ports(2)))
+    arguments = (f"--run_dir={run_dir}", "--startup_timeout_secs=2")
+    alone = run_binary("evaluate", *arguments, TF_CONFIG=cluster.to_tf_config(), timeout_secs=60)
+    assert alone.returncode not in (DONE, PREEMPTED)
+    assert cluster.name_of(1) in alone.stderr
+    assert "Traceback" not in alone.stderr
+
+
+def test_sigterm_ends_an_evaluation_that_waits(run_dir):
+    cluster = Cluster(tuple(f"localhost:{port}" for port in free_ports(2)))
+    waiting = start(
+        binary_command("evaluate", f"--run_dir={run_dir}"),
+        environment(TF_CONFIG=cluster.to_tf_config(), PYTHONUNBUFFERED="1"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert cluster.name_of(1) in waiting.stdout.readline()  # "Waiting for Worker 1 ..."
+        waiting.send_signal(signal.SIGTERM)
+        _, errors = waiting.communicate(timeout=60)
+    finally:
+        end_all([waiting])
+    assert waiting.returncode == PREEMPTED
+    assert errors == "Preempted without a result: the same command evaluates again.\n"

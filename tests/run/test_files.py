@@ -1,6 +1,7 @@
 """A file is replaced as a whole or not at all, and a step's files have one name."""
 
 import concurrent.futures
+import errno
 import os
 from pathlib import Path
 
@@ -140,3 +141,24 @@ def test_an_appended_line_is_on_the_disk(tmp_path, monkeypatch):
     for line in ("one", "two"):
         files.append_line(tmp_path / "metrics.jsonl", line)
     assert synced == ["one\n", tmp_path.name, "one\ntwo\n"]
+
+
+def test_a_home_folder_is_expanded(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert files.local_path("~/runs/a", "--run_dir") == Path("/home/someone/runs/a")
+    assert files.local_path("runs/a:b", "--run_dir") == Path("runs/a:b")
+
+
+@pytest.mark.parametrize(
+    "path", ["gs://b/r", Path("gs://b/r"), "S3://b", "file:///tmp", "~nobody-/x", "a\0b", "\udcff"]
+)
+def test_other_than_local_paths_are_refused(path):
+    with pytest.raises(ValueError, match=r"correct --run_dir.* Received: .* Expected: "):
+        files.local_path(path, "--run_dir")
+
+
+def test_only_errors_that_stay_are_bad_input(tmp_path):
+    with pytest.raises(ValueError, match=r"absent \(No such file"), files.refuse_bad_paths():
+        (tmp_path / "absent").read_bytes()
+    with pytest.raises(OSError, match="No space"), files.refuse_bad_paths():
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path))

@@ -34,6 +34,7 @@ def define_flags_of(binary: str) -> None:
         define_option_flags(_TRAINING_OPTIONS)
     else:
         define_judging_flags()
+        define_option_flags(("startup_timeout_secs",))
 
 
 def define_run_dir_flag() -> None:

@@ -55,7 +55,7 @@ def run_binary(main: Callable[[list[str]], None], *, takes_arguments: bool = Fal
             sys.exit(_end(sys.stderr, f"{REFUSED_PREFIX}{error}", MISCONFIGURED))
 
     def guarded(argv: list[str]) -> int:
-        terminal = _open_terminal(os.dup(sys.stderr.fileno()))
+        terminal = _open_terminal(os.dup(sys.stderr.fileno()), is_prompt=True)
         try:
             main(argv)
             return DONE
@@ -77,7 +77,10 @@ def run_binary(main: Callable[[list[str]], None], *, takes_arguments: bool = Fal
             place = " (the log has all of it)" if _has_log(terminal) else ""
             return _end(terminal, f"{FAILED_PREFIX}{reason}{place}", FAILED)
 
-    sys.stdout, sys.stderr = (_open_terminal(s.fileno()) for s in (sys.stdout, sys.stderr))
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        is_prompt = stream.line_buffering or stream.write_through  # the latter: PYTHONUNBUFFERED
+        setattr(sys, name, _open_terminal(stream.fileno(), is_prompt))
     _list_flags_in_help()
     app.run(guarded, flags_parser=parse)
 
@@ -183,11 +186,15 @@ class _Terminal(io.FileIO):
             return memoryview(content).nbytes
 
 
-def _open_terminal(descriptor: int) -> TextIO:
-    """Opens a descriptor for text of any characters."""
+def _open_terminal(descriptor: int, is_prompt: bool) -> TextIO:
+    """Opens a descriptor for text of any characters.
+
+    Args:
+        descriptor: Where to write.
+        is_prompt: Whether each line is written at once.
+    """
     file = io.BufferedWriter(_Terminal(descriptor, "w", closefd=False))
-    is_terminal = os.isatty(descriptor)
-    return io.TextIOWrapper(file, errors="backslashreplace", line_buffering=is_terminal)
+    return io.TextIOWrapper(file, errors="backslashreplace", line_buffering=is_prompt)
 
 
 def _list_flags_in_help() -> None:

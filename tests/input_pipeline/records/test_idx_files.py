@@ -47,3 +47,10 @@ def test_refuses_other_files(tmp_path):
     short.write_bytes(gzip.compress(struct.pack(">BBBBi", 0, 0, 8, 1, 10) + b"123"))
     with pytest.raises(ValueError, match="3 elements"):
         read_idx(short)
+
+
+def test_a_file_that_is_no_gzip_is_named(tmp_path):
+    damaged = tmp_path / "damaged.gz"
+    damaged.write_bytes(gzip.compress(bytes(100))[:-12])
+    with pytest.raises(ValueError, match=r"Received: .*damaged\.gz .*Expected: a whole gzip file"):
+        read_idx(damaged)

@@ -288,3 +288,23 @@ def test_an_unreadable_folder_is_refused(folder, monkeypatch):
     monkeypatch.setattr("os.scandir", refuse)  # tests may run as root, who may read everything
     with pytest.raises(ValueError, match=r"Cannot list .*Permission denied"):
         open_source(f"folder:{folder}", None, None, "train")
+
+
+def test_a_link_to_nothing_is_named(folder):
+    (folder / "train" / "a" / "z.jpg").symlink_to("/absent/z.jpg")
+    with pytest.raises(ValueError, match=r"leads to nothing.*z\.jpg, a link to /absent/z\.jpg"):
+        open_source(f"folder:{folder}", None, 8, "train")
+
+
+@pytest.mark.parametrize("place", ["train", "train/a"])
+def test_a_name_that_is_not_utf_8_is_named(folder, place):
+    (folder / place / "\udcff.jpg").mkdir()
+    with pytest.raises(ValueError, match=r"not UTF-8.*\\xff\.jpg"):
+        open_source(f"folder:{folder}", None, 8, "train")
+
+
+@pytest.mark.parametrize("dataset", ["folder", "tfrecord", "arrayrecord"])
+def test_data_in_a_bucket_are_refused(dataset):
+    for location, data_dir in (("gs://b/images", None), ("images", "gs://b")):
+        with pytest.raises(ValueError, match=r"gs://b.*all workers share"):
+            open_source(f"{dataset}:{location}", data_dir, 8, "train")
