@@ -48,7 +48,7 @@ def run_evaluation(
         source = open_split(recipe, options, "validation")
         checkpoint = checkpoint_to_judge(run_folder, options)
     except ValueError as error:
-        meeting.refuse(cluster, str(error))
+        meeting.refuse(cluster, str(error), run_folder.path)
         raise
     if cluster.is_multi_worker:
         agree_on(_facts(recipe, source, checkpoint), cluster, run_folder, options)
