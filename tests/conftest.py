@@ -15,6 +15,7 @@ sys.path[:0] = [str(_ROOT / "tests" / "multi_worker"), str(_ROOT / "tools")]
 
 # A process that a shell starts in the background ignores SIGINT, and so do its children.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored under nohup, and then by children too
 
 # Tests share the cores, so the time that one example takes means nothing.
 hypothesis.settings.register_profile("shared_machine", deadline=None)

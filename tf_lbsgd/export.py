@@ -139,7 +139,7 @@ def _check_output(output: Path, export_format: str) -> None:
             f"Keras recognizes its files by their suffix. Received: output={output} for "
             f"format={export_format}. Expected: a path {expected} .keras."
         )
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         os.lstat(_partial(output))  # raises if the path is too long
     existing = next(folder for folder in output.absolute().parents if os.path.lexists(folder))
     if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
