@@ -6,7 +6,6 @@ check that they all are about to do the same.
 
 import dataclasses
 import functools
-import hashlib
 import importlib.metadata
 import os
 import platform
@@ -18,7 +17,7 @@ from tf_lbsgd import checkpoints, distribution, input_pipeline
 from tf_lbsgd.models.building import num_values
 from tf_lbsgd.provenance import NUM_TRAIN_EXAMPLES, Provenance
 from tf_lbsgd.run import catalogue, user_code
-from tf_lbsgd.run.files import step_files
+from tf_lbsgd.run.files import digest_of_files, step_files
 from tf_lbsgd.run.folder import RunFolder
 from tf_lbsgd.run.options import RunOptions
 from tf_lbsgd.run.plan import Plan
@@ -120,7 +119,8 @@ def prepare_run(
     options = options or RunOptions()
     run_folder = RunFolder(run_dir)
     run_folder.check(recipe)
-    if has_lost_checkpoints(run_folder) and not options.restart_from_scratch:
+    has_lost = has_lost_checkpoints(run_folder)  # reads the newest checkpoint, so only once
+    if has_lost and not options.restart_from_scratch:
         raise lost_checkpoints(run_folder)
     if options.cpu_replicas > 1:
         distribution.split_cpu(options.cpu_replicas)
@@ -139,7 +139,8 @@ def prepare_run(
     prepared = PreparedRun(plan, cluster, train, validation, run_folder, options)
     if cluster.is_chief:  # only the chief writes the run folder
         check_disk_space(prepared)
-        check_data(prepared)
+        if not has_lost:  # a run from scratch may take other data
+            check_data(prepared)
     return prepared
 
 
@@ -175,8 +176,8 @@ def check_data(prepared: PreparedRun) -> None:
             continue with them. The message names what has changed.
     """
     run_folder = prepared.run_folder
-    goes_on = run_folder.read_result() is None and not has_lost_checkpoints(run_folder)
-    if not goes_on or not (changed := prepared.provenance.changed_data):
+    is_complete = run_folder.read_result() is not None
+    if is_complete or not (changed := prepared.provenance.changed_data):
         return
     received = "\n  ".join(("Received:", *changed)) + "\n"
     if not prepared.options.accept_changed_data:
@@ -296,15 +297,9 @@ def software_facts(recipe: Recipe) -> dict[str, str]:
 
 
 def _digest_of_code() -> str:
-    """Returns the SHA-256 of this package's files.
-
-    The files are in the order of their names.
-    """
+    """Returns the SHA-256 of this package's files."""
     folder = Path(__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
+    return digest_of_files(folder, folder.rglob("*.py"))
 
 
 def open_split(

@@ -6,11 +6,12 @@ it. Only files whose names this module makes are found or removed. All others ar
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import re
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +201,19 @@ def remove_temporary_files(folder: Path) -> None:
     for path in folder.glob(".*.partial"):
         if _TEMPORARY_NAME.fullmatch(path.name) and path.is_file():
             path.unlink()
+
+
+def digest_of_files(folder: Path, paths: Iterable[Path]) -> str:
+    """Returns the SHA-256 of names and contents of files, hexadecimal.
+
+    Args:
+        folder: Names count from here.
+        paths: Files below the folder, in any order.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
 
 
 def step_file(folder: Path, step: int, suffix: str) -> Path:

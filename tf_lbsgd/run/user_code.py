@@ -6,7 +6,6 @@ elsewhere, modules that are imported by name at run time, data files, or environ
 """
 
 import ast
-import hashlib
 import importlib
 import importlib.util
 import os
@@ -17,6 +16,7 @@ from typing import Any
 
 from tf_lbsgd.run import catalogue
 from tf_lbsgd.run.fields import refusal
+from tf_lbsgd.run.files import digest_of_files
 
 
 def load_user_function(name: str) -> Callable[..., Any]:
@@ -75,10 +75,7 @@ def announce(names: Iterable[str]) -> None:
 
 
 def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    for file in sorted(_with_neighbours(path)):
-        digest.update(str(file.relative_to(path.parent)).encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()
+    return digest_of_files(path.parent, _with_neighbours(path))
 
 
 def _module_path(name: str) -> Path:

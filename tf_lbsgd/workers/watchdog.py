@@ -48,6 +48,7 @@ class _Activity:
     elapsed_secs: float = 0.0
 
     def describe(self) -> WorkerState:
+        """Returns what the state file says of it."""
         part, is_waiting = self.stage() if self.stage is not None else ("", False)
         return WorkerState(
             step=self.step,
