@@ -76,6 +76,17 @@ def replicas_per_worker() -> int:
     return len(tf.config.get_visible_devices("GPU")) or len(parts_of_cpu)
 
 
+def num_workers(strategy: tf.distribute.Strategy) -> int:
+    """Returns the number of processes that a strategy joins."""
+    resolver = strategy.cluster_resolver
+    return len(resolver.cluster_spec().as_dict().get("worker", [0])) if resolver else 1
+
+
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
+    """Tells whether this process is worker 0."""
+    return num_workers(strategy) == 1 or strategy.cluster_resolver.task_id == 0
+
+
 def leave_gpus_to_others(num_workers: int) -> int:
     """Leaves this process the GPUs of one worker only.
 

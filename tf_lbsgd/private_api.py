@@ -13,8 +13,23 @@ from typing import Any
 import keras
 import tensorflow as tf
 from keras.src.backend.common import global_state
+from tensorflow.python.distribute import distribute_lib
 
 # ---- models ----
+
+
+def call_model(model: keras.Model, x: Any, *, training: bool) -> Any:
+    """Returns a model's outputs.
+
+    It also serves models whose `call` has no `training` argument.
+    Upstream: keras/src/backend/tensorflow/trainer.py, `TensorFlowTrainer.train_step`.
+
+    Args:
+        model: A model.
+        x: Inputs, leaves [micro_batch, ...].
+        training: Whether this is a training step.
+    """
+    return model(x, training=training) if model._call_has_training_arg else model(x)
 
 
 @contextlib.contextmanager
@@ -166,6 +181,22 @@ def halve_loss_scale(optimizer: keras.optimizers.LossScaleOptimizer) -> None:
 
 
 # ---- values on several replicas ----
+
+
+@contextlib.contextmanager
+def single_replica() -> Iterator[None]:
+    """Makes Keras and TensorFlow see one replica in a block.
+
+    So no loss is divided by the number of replicas (keras/src/losses/loss.py,
+    `scale_loss_for_distribution`), no layer reduces its statistics over replicas, and an optimizer
+    may update variables in a branch of a condition.
+    Upstream: tensorflow/python/distribute/distribute_lib.py, `_push_per_thread_mode`.
+    """
+    distribute_lib._push_per_thread_mode(distribute_lib._get_default_replica_mode())
+    try:
+        yield
+    finally:
+        distribute_lib._pop_per_thread_mode()
 
 
 def first_replica_spec(spec: tf.TypeSpec) -> tf.TypeSpec:

@@ -67,6 +67,11 @@ def replica_spec(spec: tf.TypeSpec) -> Any:
     return tf.TensorSpec([None, *spec.shape[1:]], spec.dtype)
 
 
+def is_seed_state(variable: keras.Variable) -> bool:
+    """Tells whether a variable is the state of a `keras.random.SeedGenerator`."""
+    return variable.name == "seed_generator_state"
+
+
 def initial_state(variable: keras.Variable, micro_batch_index: tf.Tensor) -> tf.Tensor:
     """Returns a non-trainable variable's value before a micro-batch.
 
@@ -75,7 +80,7 @@ def initial_state(variable: keras.Variable, micro_batch_index: tf.Tensor) -> tf.
     in the global minibatch and not on the number of workers.
     """
     value = tf.convert_to_tensor(variable)
-    if variable.name != "seed_generator_state":
+    if not is_seed_state(variable):
         return value
     offset = tf.cast(micro_batch_index, tf.int64) * _SEED_STRIDE % 2**32
     wrapped = (tf.cast(value, tf.int64) + tf.stack([offset, 0])) % 2**32

@@ -17,6 +17,7 @@ _COLUMNS = (
     "data_seconds",
     "compute_seconds",
     "stop_requested",
+    "stop_training",
 )
 
 WAITING_FOR_DATA = "waiting for data"
@@ -37,6 +38,8 @@ class StepReport:
         compute_seconds: float32, time of its forward and backward passes, without the time that
             it waited for other replicas.
         stop_requested: bool, whether its process was asked to stop.
+        stop_training: bool, whether a callback of its process has set `stop_training`. Then the
+            step was not applied on any worker.
     """
 
     non_finite_loss: np.ndarray
@@ -44,6 +47,7 @@ class StepReport:
     data_seconds: np.ndarray
     compute_seconds: np.ndarray
     stop_requested: np.ndarray
+    stop_training: np.ndarray
 
 
 @dataclasses.dataclass
@@ -110,11 +114,15 @@ class LocalProgress:
     Attributes:
         stage: WAITING_FOR_DATA, COMPUTING or WAITING_FOR_WORKERS.
         stop_requested: Whether this process wants all workers to stop. The next step reports it.
+        stop_training: Whether a callback of this process has set the model's `stop_training`.
+        num_steps: Steps whose data have arrived.
     """
 
     def __init__(self) -> None:
         self.stage = WAITING_FOR_DATA
         self.stop_requested = False
+        self.stop_training = False
+        self.num_steps = 0
         self._wait_start = self._compute_start = time.monotonic()
 
     def wait_for_data(self) -> None:
@@ -125,6 +133,7 @@ class LocalProgress:
     def compute(self) -> None:
         """Records that the data of the step have arrived."""
         self.stage = COMPUTING
+        self.num_steps += 1
         self._compute_start = time.monotonic()
 
     def report(self, loss: np.ndarray, gradient_norm: np.ndarray) -> np.ndarray:
@@ -140,6 +149,7 @@ class LocalProgress:
             self._compute_start - self._wait_start,
             time.monotonic() - self._compute_start,
             self.stop_requested,
+            self.stop_training,
         )
         return np.array(row, np.float32)
 
@@ -165,9 +175,24 @@ def any_non_finite_loss(table: tf.Tensor) -> tf.Tensor:
     Args:
         table: [num_replicas, columns], float32.
     """
-    return tf.reduce_any(table[:, _COLUMNS.index("non_finite_loss")] > 0)
+    return _any(table, "non_finite_loss")
+
+
+def any_stop_of_training(table: tf.Tensor) -> tf.Tensor:
+    """Returns whether any process has set `stop_training`, a bool scalar.
+
+    Args:
+        table: [num_replicas, columns], float32.
+    """
+    return _any(table, "stop_training")
+
+
+def _any(table: tf.Tensor, column: str) -> tf.Tensor:
+    return tf.reduce_any(table[:, _COLUMNS.index(column)] > 0)
 
 
 def half_squared_norms(tensors: list[tf.Tensor]) -> tf.Tensor:
     """Returns half of each squared L2 norm, [len(tensors)] float32."""
-    return tf.stack([tf.nn.l2_loss(t) for t in tensors]) if tensors else tf.zeros(0)
+    if not tensors:
+        return tf.zeros(0)
+    return tf.stack([tf.cast(tf.nn.l2_loss(t), tf.float32) for t in tensors])

@@ -14,16 +14,17 @@ class TrainingTotals(NamedTuple):
     """Sums of a training step.
 
     Attributes:
-        gradients: [num_trainable], each of the shape and dtype of its variable. Sums over
-            samples of the gradient of the (scaled) loss.
+        gradients: [num_trained], each of the shape and dtype of its variable. Sums over samples of
+            the gradient of the (scaled) loss. Only variables that have one are here.
         metric_states: [num_metric_variables], each of the shape and dtype of its variable. What
             to add to the metric variables.
         num_micro_batches: float32 scalar.
         num_samples: float32 scalar.
         reports: float32 [num_replicas, columns], see `step_record`: this replica's row, the
             others zero. () until the micro-batches are added up.
-        state_changes: [num_non_trainable], float32, each of the shape of its variable. Changes
-            that the micro-batches propose, each times its number of samples.
+        state_changes: [num_changed], float32 or float64, each of the shape of its variable.
+            Changes that the micro-batches propose, each times its number of samples. Only
+            variables that are assigned are here.
         weighted_squared_norms: float32 scalar, see `gradient_noise.estimate`.
     """
 
@@ -37,13 +38,9 @@ class TrainingTotals(NamedTuple):
 
     def means(self) -> "TrainingTotals":
         """Divides gradients and state changes by the number of samples."""
-
-        def mean(total: tf.Tensor) -> tf.Tensor:
-            return tf.math.divide_no_nan(total, self.num_samples)
-
         return self._replace(
-            gradients=[mean(g) for g in self.gradients],
-            state_changes=[mean(s) for s in self.state_changes],
+            gradients=_means(self.gradients, self.num_samples),
+            state_changes=_means(self.state_changes, self.num_samples),
         )
 
 
@@ -54,9 +51,18 @@ class EvaluationTotals(NamedTuple):
         metric_states: [num_metric_variables], each of the shape and dtype of its variable. What
             to add to the metric variables.
         num_samples: float32 scalar.
-        reports: As in `TrainingTotals`.
+        reports, state_changes: As in `TrainingTotals`.
     """
 
     metric_states: list[tf.Tensor]
     num_samples: tf.Tensor
     reports: tf.Tensor | tuple[()]
+    state_changes: list[tf.Tensor]
+
+    def means(self) -> "EvaluationTotals":
+        """Divides state changes by the number of samples."""
+        return self._replace(state_changes=_means(self.state_changes, self.num_samples))
+
+
+def _means(totals: list[tf.Tensor], num_samples: tf.Tensor) -> list[tf.Tensor]:
+    return [tf.math.divide_no_nan(t, tf.cast(num_samples, t.dtype)) for t in totals]

@@ -21,14 +21,16 @@ This module overrides private methods of Keras. Each override names the upstream
 
 import contextlib
 import functools
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 import keras
 import tensorflow as tf
 
-from tf_lbsgd import private_api
+from tf_lbsgd import distribution, private_api
 from tf_lbsgd.step import gradient_noise, micro_batches, step_record
+from tf_lbsgd.step.passes import Passes
 from tf_lbsgd.step.step_record import LocalProgress, StepRecord
 from tf_lbsgd.step.totals import EvaluationTotals, TrainingTotals
 
@@ -64,6 +66,23 @@ class MultiWorkerTrainer(_MixinBase):
     local_progress: LocalProgress
     _micro_batch_size: int | None = None
     _communication_options: tf.distribute.experimental.CommunicationOptions | None = None
+    _stop_training = False
+
+    @property
+    def stop_training(self) -> bool:
+        """Whether `fit` ends, equal on all workers.
+
+        Callbacks set it, as in Keras. One that sets it on one worker only stops them all: the
+        wish is part of the next step's report, and that step is not applied on any worker.
+        """
+        return self._stop_training
+
+    @stop_training.setter
+    def stop_training(self, wish: bool) -> None:
+        if hasattr(self, "local_progress"):
+            self.local_progress.stop_training = wish
+        if not wish or distribution.num_workers(self.distribute_strategy) == 1:
+            self._stop_training = wish
 
     def compile(
         self,
@@ -143,7 +162,8 @@ class MultiWorkerTrainer(_MixinBase):
         Returns:
             Metric results so far in this epoch, equal on all replicas.
         """
-        sums: TrainingTotals = self._all_reduce(self._local_totals(data, training=True))
+        passes = self._passes(training=True)
+        sums: TrainingTotals = self._all_reduce(self._local_totals(passes, data))
         totals = sums.means()
         norms = step_record.half_squared_norms(totals.gradients)
         noise = gradient_noise.estimate(
@@ -152,7 +172,7 @@ class MultiWorkerTrainer(_MixinBase):
             totals.num_samples,
             squared_norm=2.0 * tf.reduce_sum(norms),
         )
-        _merge_call(self._apply, norms, noise, totals)
+        _merge_call(functools.partial(self._apply, passes), norms, noise, totals)
         return self.get_metrics_result()
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
@@ -166,13 +186,23 @@ class MultiWorkerTrainer(_MixinBase):
         Returns:
             Metric results so far in this evaluation, equal on all replicas.
         """
-        totals: EvaluationTotals = self._all_reduce(self._local_totals(data, training=False))
-        _merge_call(self._count, totals)
+        passes = self._passes(training=False)
+        totals: EvaluationTotals = self._all_reduce(self._local_totals(passes, data))
+        _merge_call(functools.partial(self._count, passes), totals.means())
         return self.get_metrics_result()
 
     # ---- 1. what one replica adds up ----
 
-    def _local_totals(self, data: Any, *, training: bool) -> Any:
+    def _passes(self, *, training: bool) -> Passes:
+        num_replicas = self.distribute_strategy.num_replicas_in_sync
+        return Passes(
+            self,
+            training=training,
+            loss_scale=self._loss_scale(),
+            is_divided=num_replicas > 1 or self._micro_batch_size is not None,
+        )
+
+    def _local_totals(self, passes: Passes, data: Any) -> Any:
         """Sums over this replica's micro-batches in order.
 
         The graph has a constant size, however many micro-batches there are.
@@ -181,26 +211,28 @@ class MultiWorkerTrainer(_MixinBase):
             `TrainingTotals` or `EvaluationTotals`.
         """
         replica_batch = micro_batches.batch_dimension(data)
-        size = (self._micro_batch_size if training else None) or tf.maximum(replica_batch, 1)
+        size = (self._micro_batch_size if passes.training else None) or tf.maximum(replica_batch, 1)
         num_micro_batches = -(-replica_batch // size)
         replica_id = tf.distribute.get_replica_context().replica_id_in_sync_group
+        first_index = replica_id * num_micro_batches
 
-        micro_batch_totals = functools.partial(self._micro_batch_totals, training=training)
-        if self.jit_compile:
-            micro_batch_totals = tf.function(micro_batch_totals, jit_compile=True)
+        totals_of, zeros = passes.trace(micro_batches.slice_batch(data, 0, size), first_index)
+        if self.run_eagerly:
+            totals_of = passes.totals
 
         def add_micro_batch(index: tf.Tensor, sums: Any) -> tuple[tf.Tensor, Any]:
             micro_batch = micro_batches.slice_batch(data, index * size, size)
-            more = micro_batch_totals(micro_batch, replica_id * num_micro_batches + index)
+            more = totals_of(micro_batch, first_index + index)
             return index + 1, tf.nest.map_structure(tf.add, sums, more)
 
         _, (loss, totals) = tf.while_loop(
             lambda index, _: index < num_micro_batches,
             add_micro_batch,
-            (tf.constant(0), (tf.constant(0.0), self._zero_totals(training=training))),
+            (tf.constant(0), zeros),
             parallel_iterations=1,  # one micro-batch's activations in memory at a time
         )
-        return totals._replace(reports=self._report(loss, totals.gradients if training else []))
+        gradients = totals.gradients if isinstance(totals, TrainingTotals) else []
+        return totals._replace(reports=self._report(loss, gradients))
 
     def _report(self, loss: tf.Tensor, gradients: list[tf.Tensor]) -> tf.Tensor:
         """Returns the table with this replica's report, see `step_record`."""
@@ -212,98 +244,32 @@ class MultiWorkerTrainer(_MixinBase):
             self.distribute_strategy.num_replicas_in_sync,
         )
 
-    def _zero_totals(self, *, training: bool) -> TrainingTotals | EvaluationTotals:
-        zero = tf.constant(0.0)
-        metric_states = [tf.zeros(v.shape, v.dtype) for v in self.metrics_variables]
-        if not training:
-            return EvaluationTotals(metric_states, num_samples=zero, reports=())
-        return TrainingTotals(
-            gradients=[tf.zeros(v.shape, v.dtype) for v in self.trainable_weights],
-            metric_states=metric_states,
-            num_micro_batches=zero,
-            num_samples=zero,
-            reports=(),
-            state_changes=[tf.zeros(v.shape) for v in self.non_trainable_variables],
-            weighted_squared_norms=zero,
-        )
-
-    def _micro_batch_totals(
-        self, micro_batch: Any, micro_batch_index: tf.Tensor, *, training: bool
-    ) -> tuple[tf.Tensor, TrainingTotals | EvaluationTotals]:
-        """Runs the passes of one micro-batch and assigns nothing.
-
-        The backward pass is for training only. Keras' loss is the mean over the samples. Times
-        their number it is the sum, which adds up to the sum over the global minibatch, whatever
-        the sizes of its micro-batches.
-
-        Returns:
-            The mean loss, a float32 scalar, and the totals.
-        """
-        num_samples = tf.cast(micro_batches.batch_dimension(micro_batch), tf.float32)
-        state = self.non_trainable_variables
-        state_before = [micro_batches.initial_state(v, micro_batch_index) for v in state]
-        metrics = self.metrics_variables
-        weights = [tf.convert_to_tensor(v) for v in self.trainable_weights]
-        mapping = [
-            *zip(self.trainable_weights, weights, strict=True),
-            *zip(state, state_before, strict=True),
-            *((v, tf.zeros(v.shape, v.dtype)) for v in metrics),
-        ]
-        with (
-            tf.GradientTape(watch_accessed_variables=False) as tape,
-            keras.StatelessScope(state_mapping=mapping, collect_losses=True) as scope,
-        ):
-            if training:
-                tape.watch(weights)
-            loss = self._forward_pass(micro_batch, num_samples, training=training)
-            scaled_loss = loss * self._loss_scale()
-        loss = tf.cast(loss, tf.float32)
-        metric_states = [tf.cast(scope.get_current_value(v), v.dtype) for v in metrics]
-        if not training:
-            return loss, EvaluationTotals(metric_states, num_samples, reports=())
-        gradients = tape.gradient(scaled_loss, weights, unconnected_gradients="zero")
-        gradients = [tf.convert_to_tensor(g) for g in gradients]
-        squared_norm = 2.0 * tf.reduce_sum(step_record.half_squared_norms(gradients))
-        return loss, TrainingTotals(
-            gradients=[num_samples * g for g in gradients],
-            metric_states=metric_states,
-            num_micro_batches=tf.constant(1.0),
-            num_samples=num_samples,
-            reports=(),
-            state_changes=[
-                num_samples * tf.cast(scope.get_current_value(v) - before, tf.float32)
-                for v, before in zip(state, state_before, strict=True)
-            ],
-            weighted_squared_norms=num_samples * squared_norm,
-        )
-
-    def _forward_pass(
-        self, micro_batch: Any, num_samples: tf.Tensor, *, training: bool
-    ) -> tf.Tensor:
-        """Returns a micro-batch's mean loss, and updates the metrics."""
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(micro_batch)
-        y_pred = self(x, training=training)
-        loss = private_api.compute_loss(
-            self, x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training
-        )
-        # Keras divides the loss by the number of replicas (losses/loss.py,
-        # scale_loss_for_distribution). The division by kn comes once, after the all-reduce.
-        loss *= self.distribute_strategy.num_replicas_in_sync
-        private_api.update_loss_metric(self, loss, num_samples)
-        self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
-        return loss
-
     # ---- 2. the one exchange ----
 
     def _all_reduce(self, totals: Any) -> Any:
-        return tf.distribute.get_replica_context().all_reduce(
-            tf.distribute.ReduceOp.SUM, totals, options=self._communication_options
-        )
+        """Sums over all replicas, in one collective for each dtype.
+
+        TensorFlow packs tensors into buckets without looking at their dtypes. Nearly all models
+        have float32 totals only.
+        """
+        flat = tf.nest.flatten(totals)
+        sums: list[Any] = [None] * len(flat)
+        for dtype in dict.fromkeys(t.dtype for t in flat):
+            places = [i for i, t in enumerate(flat) if t.dtype == dtype]
+            reduced = tf.distribute.get_replica_context().all_reduce(
+                tf.distribute.ReduceOp.SUM,
+                [flat[i] for i in places],
+                options=self._communication_options,
+            )
+            for i, value in zip(places, reduced, strict=True):
+                sums[i] = value
+        return tf.nest.pack_sequence_as(totals, sums)
 
     # ---- 3. what every worker does with the same values ----
 
     def _apply(
         self,
+        passes: Passes,
         strategy: tf.distribute.Strategy,
         half_squared_norms: Any,
         noise: Any,
@@ -311,9 +277,9 @@ class MultiWorkerTrainer(_MixinBase):
     ) -> None:
         """Updates all variables if the reduced gradient is finite.
 
-        Otherwise it updates none. It runs once a worker, in cross-replica context. Both branches
-        are free of collectives, and every worker enters the same one because the condition is a
-        reduced value.
+        Otherwise it updates metrics only, so that the logs show it. It runs once a worker, in
+        cross-replica context. All branches are free of collectives, and every worker enters the
+        same one because the conditions are reduced values.
         """
         record = self.step_record
         norms = strategy.experimental_local_results(half_squared_norms)[0]
@@ -325,56 +291,89 @@ class MultiWorkerTrainer(_MixinBase):
         record.table.assign(table)
 
         def update() -> None:
-            with private_api.gradients_already_reduced(self._inner_optimizer()):
-                strategy.extended.call_for_each_replica(
-                    self._apply_gradients, args=(totals.gradients,)
-                )
-            _add_to_variables(strategy, self.non_trainable_variables, totals.state_changes)
-            _add_to_variables(strategy, self.metrics_variables, totals.metric_states)
+            _add_to_variables(strategy, passes.changed, totals.state_changes)
+            self._apply_gradients(strategy, passes.trained, totals.gradients)
             record.first_non_finite.assign(-1)
             record.gradient_variance.assign(variance / scale**2)
             record.squared_gradient.assign(squared_gradient / scale**2)
 
         def skip() -> None:
-            record.first_non_finite.assign(tf.argmax(~tf.math.is_finite(norms)))
+            places = tf.constant(self._places_of(passes.trained), tf.int64)
+            record.first_non_finite.assign(places[tf.argmax(~tf.math.is_finite(norms))])
             record.skipped_steps.assign_add(1)
             record.gradient_variance.assign(0.0)
             record.squared_gradient.assign(0.0)
+            is_overflow = tf.constant(False)
             if self._is_loss_scaled():
                 is_overflow = ~step_record.any_non_finite_loss(table) & (scale > 1.0)
                 record.overflows.assign_add(tf.cast(is_overflow, tf.int64))
                 private_api.halve_loss_scale(self.optimizer)
+            if distribution.is_chief(strategy):
+                is_first = record.skipped_steps - record.overflows == 1
+                tf.cond(is_first & ~is_overflow, _say_that_a_step_is_skipped, tf.no_op)
 
-        tf.cond(tf.math.is_finite(record.gradient_norm), update, skip)
+        def step() -> None:
+            tf.cond(tf.math.is_finite(record.gradient_norm), update, skip)
+            _add_to_variables(strategy, self.metrics_variables, totals.metric_states)
 
-    def _count(self, strategy: tf.distribute.Strategy, totals: EvaluationTotals) -> None:
+        if distribution.num_workers(strategy) == 1:
+            step()
+        else:  # a worker's callback has asked to stop after the step before
+            tf.cond(step_record.any_stop_of_training(table), lambda: None, step)
+
+    def _count(
+        self, passes: Passes, strategy: tf.distribute.Strategy, totals: EvaluationTotals
+    ) -> None:
         """Adds an evaluation step to the metrics, in cross-replica context."""
         table = strategy.experimental_local_results(totals.reports)[0]
         self.step_record.table.assign(table)
+        _add_to_variables(strategy, passes.changed, totals.state_changes)
         _add_to_variables(strategy, self.metrics_variables, totals.metric_states)
 
-    def _apply_gradients(self, gradients: list[tf.Tensor]) -> None:
-        if self._is_loss_scaled():
-            private_api.apply_scaled_gradients(self.optimizer, gradients, self.trainable_weights)
-        else:
-            self.optimizer.apply(gradients, self.trainable_weights)
+    def _apply_gradients(
+        self, strategy: tf.distribute.Strategy, trained: list, gradients: list
+    ) -> None:
+        """Updates the weights from gradients that are reduced already."""
+        if not trained:
+            return
+        optimizer = self.optimizer.inner_optimizer if self._is_loss_scaled() else self.optimizer
 
-    def _inner_optimizer(self) -> keras.optimizers.Optimizer:
-        return self.optimizer.inner_optimizer if self._is_loss_scaled() else self.optimizer
+        def apply(gradients: list[tf.Tensor]) -> None:
+            if self._is_loss_scaled():
+                private_api.apply_scaled_gradients(self.optimizer, gradients, trained)
+            else:
+                self.optimizer.apply(gradients, trained)
+
+        with private_api.gradients_already_reduced(optimizer):
+            if optimizer.gradient_accumulation_steps or optimizer.ema_overwrite_frequency:
+                # Such an optimizer updates in a branch of a condition. There the replicas cannot
+                # meet, as they do in an ordinary update.
+                with private_api.single_replica():
+                    apply([strategy.experimental_local_results(g)[0] for g in gradients])
+            else:
+                strategy.extended.call_for_each_replica(apply, args=(gradients,))
+
+    def _places_of(self, variables: list) -> list[int]:
+        """Returns the index of each variable among the trainable ones."""
+        places = {id(v): i for i, v in enumerate(self.trainable_variables)}
+        return [places[id(v)] for v in variables] or [-1]
 
     def _is_loss_scaled(self) -> bool:
         return isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
 
     def _loss_scale(self) -> tf.Tensor:
-        """Returns the loss scale under float16, else 1: float32 scalar.
+        """Returns the factor of the loss under gradients.
+
+        It is a float32 scalar: the dynamic scale under float16, the optimizer's
+        `loss_scale_factor`, or 1.
 
         Keras' wrapper (keras/src/optimizers/loss_scale_optimizer.py) decides on finiteness by
         itself and refuses cross-replica context. Here its state (scale, counter) and its rules
         are used, and `_apply` decides.
         """
-        if not self._is_loss_scaled():
-            return tf.constant(1.0)
-        return tf.convert_to_tensor(self.optimizer.dynamic_scale)
+        if self._is_loss_scaled():
+            return tf.convert_to_tensor(self.optimizer.dynamic_scale)
+        return tf.constant(float(getattr(self.optimizer, "loss_scale_factor", None) or 1.0))
 
     # ---- the loop around the step ----
 
@@ -403,28 +402,47 @@ class MultiWorkerTrainer(_MixinBase):
             )
 
         one_step = private_api.turn_optionals_into_none(self, one_step)
+        if not self.run_eagerly:
+            one_step = tf.function(one_step, reduce_retracing=True)
 
         @tf.autograph.experimental.do_not_convert
         def several_steps(iterator: Any) -> Any:
-            outputs = one_step(next(iterator))
-            for _ in range(self.steps_per_execution - 1):
+            def next_step(index: tf.Tensor, outputs: Any) -> tuple[tf.Tensor, Any]:
                 with _after(outputs):
                     next_step_begins = tf.numpy_function(progress.wait_for_data, [], [])
                 with _after(next_step_begins):
                     data = next(iterator)
-                outputs = one_step(data)
+                return index + 1, one_step(data)
+
+            outputs = one_step(next(iterator))
+            if self.steps_per_execution == 1:
+                return outputs
+            _, outputs = tf.while_loop(
+                lambda index, _: index < self.steps_per_execution,
+                next_step,
+                (tf.constant(1), outputs),
+                parallel_iterations=1,
+            )
             return outputs
 
-        compiled_steps, compiled_step = several_steps, one_step
+        compiled_steps = several_steps
         if not self.run_eagerly:
             compiled_steps = tf.function(several_steps, reduce_retracing=True)
-            compiled_step = tf.function(one_step, reduce_retracing=True)
 
         def function(iterator: Any) -> Any:
             progress.wait_for_data()
-            if isinstance(iterator, (tf.data.Iterator, tf.distribute.DistributedIterator)):
-                return compiled_steps(iterator)
-            return compiled_step(next(iterator))  # train_on_batch passes a generator
+            if not isinstance(iterator, (tf.data.Iterator, tf.distribute.DistributedIterator)):
+                return one_step(next(iterator))  # train_on_batch passes a generator
+            steps_before = progress.num_steps
+            try:
+                outputs = compiled_steps(iterator)
+            except tf.errors.OutOfRangeError:
+                if progress.num_steps == steps_before:
+                    raise
+                outputs = self.get_metrics_result()  # the data ended within these steps
+            if distribution.num_workers(strategy) > 1:
+                self._stop_training = bool(self.step_record.report().stop_training.any())
+            return outputs
 
         return function
 
@@ -463,6 +481,14 @@ def _merge_call(function: Callable[..., None], *args: Any) -> None:
     tf.distribute.get_replica_context().merge_call(function, args=args)
 
 
+def _say_that_a_step_is_skipped() -> tf.Operation:
+    return tf.print(
+        "A step was not applied, because its gradient is not finite. The logs contain its loss. "
+        "`model.step_record.skipped_steps` counts such steps.",
+        output_stream=sys.stderr,
+    )
+
+
 def _same(leaf: Any) -> Any:
     return None if leaf is None else tf.identity(leaf)
 
@@ -484,9 +510,13 @@ def _add_to_variables(strategy: tf.distribute.Strategy, variables: list, changes
     """
 
     def add(variable: tf.Variable, change: tf.Tensor) -> None:
-        if not variable.dtype.is_floating:
-            change = tf.round(tf.cast(change, tf.float32))
-        variable.assign_add(tf.cast(change, variable.dtype))
+        if variable.dtype == tf.bool:
+            value = tf.cast(variable, change.dtype) + change
+            variable.assign(tf.cast(tf.round(value), tf.bool))
+        elif variable.dtype.is_integer:
+            variable.assign_add(tf.cast(tf.round(change), variable.dtype))
+        else:
+            variable.assign_add(tf.cast(change, variable.dtype))
 
     for variable, change in zip(variables, changes, strict=True):
         strategy.extended.update(variable.value, add, args=(change,), group=False)
