@@ -7,12 +7,19 @@ methods that `tf_lbsgd/step/trainer.py` overrides are there, and name their file
 
 import collections
 import contextlib
+import functools
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
+from keras.src import tree
 from keras.src.backend.common import global_state
+from keras.src.backend.tensorflow import random as keras_random
+from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
+from keras.src.trainers.data_adapters.generator_data_adapter import GeneratorDataAdapter
+from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter
 from tensorflow.python.distribute import distribute_lib
 
 # ---- models ----
@@ -47,6 +54,30 @@ def names_from_the_start() -> Iterator[None]:
         yield
     finally:
         global_state.set_global_attribute(key, before)
+
+
+def all_layers(model: keras.Model) -> list[keras.layers.Layer]:
+    """Returns a model and all layers in it, those of layers included.
+
+    Upstream: keras/src/layers/layer.py, `Layer._flatten_layers`.
+    """
+    return list(model._flatten_layers())
+
+
+def own_metrics(model: keras.Model) -> list[keras.metrics.Metric]:
+    """Returns the metrics that the user gave, without those of the losses.
+
+    Upstream: keras/src/trainers/trainer.py, `Trainer._get_own_metrics`, and in compile_utils.py
+    `CompileMetrics.metrics`.
+    """
+    of_losses = [model._loss_tracker, *(model._compile_loss.metrics if model._compile_loss else [])]
+    found: list[keras.metrics.Metric] = []
+    for metric in model.metrics:
+        if metric is model._compile_metrics:
+            found += metric.metrics
+        elif all(metric is not other for other in of_losses):
+            found.append(metric)
+    return found
 
 
 def compute_loss(
@@ -122,6 +153,34 @@ def dataset_of_iterator(iterator: Any) -> tf.data.Dataset | tf.distribute.Distri
     return iterator._distributed_dataset
 
 
+# ---- data ----
+
+
+def first_batch(adapter: Any) -> Any:
+    """Returns the first batch of what `fit` is given, or one like it.
+
+    It takes nothing from a generator.
+    Upstream: keras/src/trainers/data_adapters, their `_inputs`, `_first_batches` and `py_dataset`.
+
+    Args:
+        adapter: The data adapter of an `EpochIterator`.
+
+    Returns:
+        x, (x, y) or (x, y, sample_weight), leaves [batch, ...], of one replica if the user has
+        divided the data.
+    """
+    if isinstance(adapter, ArrayDataAdapter):
+        return tree.map_structure(lambda a: a[: adapter._batch_size], adapter._inputs)
+    if isinstance(adapter, GeneratorDataAdapter):
+        return adapter._first_batches[0]
+    if isinstance(adapter, PyDatasetAdapter):
+        return adapter.py_dataset[0]
+    batch = next(iter(adapter.get_tf_dataset()))
+    return tf.nest.map_structure(
+        lambda v: v.values[0] if isinstance(v, tf.distribute.DistributedValues) else v, batch
+    )
+
+
 # ---- optimizers ----
 
 
@@ -178,6 +237,79 @@ def halve_loss_scale(optimizer: keras.optimizers.LossScaleOptimizer) -> None:
     Upstream: keras/src/optimizers/loss_scale_optimizer.py, `_stateful_handle_non_finite_grads`.
     """
     optimizer._stateful_handle_non_finite_grads()
+
+
+# ---- random numbers ----
+
+_draws = threading.local()
+
+# Functions of keras/src/backend/tensorflow/random.py whose first argument is a shape.
+_FUNCTIONS_OF_A_SHAPE = (
+    "beta",
+    "binomial",
+    "gamma",
+    "normal",
+    "randint",
+    "truncated_normal",
+    "uniform",
+)
+
+Redraw = Callable[[Callable[[Any], tf.Tensor], Any], tf.Tensor]
+
+
+@contextlib.contextmanager
+def random_numbers(redraw: Redraw) -> Iterator[None]:
+    """Passes draws of Keras' random numbers in a block through a function.
+
+    Those of `keras.random` and of all layers are meant, dropout included.
+    Upstream: keras/src/backend/tensorflow/random.py.
+
+    Args:
+        redraw: Takes a function that draws a tensor of a given shape, and the shape that is
+            needed, a tuple or an int32 tensor. Returns a tensor of this shape.
+    """
+    before = getattr(_draws, "redraw", None)
+    _draws.redraw = redraw
+    try:
+        yield
+    finally:
+        _draws.redraw = before
+
+
+def _draw_a_shape(original: Callable[..., tf.Tensor], shape: Any, *args: Any, **kwargs: Any) -> Any:
+    redraw: Redraw | None = getattr(_draws, "redraw", None)
+    if redraw is None:
+        return original(shape, *args, **kwargs)
+    return redraw(lambda other: original(other, *args, **kwargs), shape)
+
+
+def _draw_dropout(
+    original: Callable[..., tf.Tensor],
+    inputs: tf.Tensor,
+    rate: float,
+    noise_shape: Any = None,
+    seed: Any = None,
+) -> tf.Tensor:
+    redraw: Redraw | None = getattr(_draws, "redraw", None)
+    if redraw is None:
+        return original(inputs, rate, noise_shape, seed)
+    shape = tf.unstack(tf.shape(inputs))
+    for axis, size in enumerate(noise_shape or []):
+        shape[axis] = shape[axis] if size is None else size
+    mask = redraw(lambda other: original(tf.ones(other, inputs.dtype), rate, None, seed), shape)
+    return tf.where(mask > 0, inputs * mask, tf.zeros_like(inputs))
+
+
+def _redirect_random_numbers() -> None:
+    for name in _FUNCTIONS_OF_A_SHAPE:
+        original = getattr(keras_random, name)
+        redirected = functools.wraps(original)(functools.partial(_draw_a_shape, original))
+        setattr(keras_random, name, redirected)
+    original = keras_random.dropout
+    keras_random.dropout = functools.wraps(original)(functools.partial(_draw_dropout, original))
+
+
+_redirect_random_numbers()
 
 
 # ---- values on several replicas ----

@@ -10,6 +10,7 @@ from tf_lbsgd.step.totals import EvaluationTotals, TrainingTotals
 def training_totals(**changes):
     totals = TrainingTotals(
         gradients=[tf.constant([2.0, 4.0]), tf.constant(8.0)],
+        metric_means=[tf.constant(6.0)],
         metric_states=[tf.constant(3.0)],
         num_micro_batches=tf.constant(5.0),
         num_samples=tf.constant(4.0),
@@ -31,20 +32,21 @@ def test_leaves_travel_in_the_order_of_the_fields():
     leaves = [leaf.numpy().tolist() for leaf in tf.nest.flatten(totals)]
     as_dict = [leaf.numpy().tolist() for leaf in tf.nest.flatten(totals._asdict())]
     assert leaves == as_dict
-    assert leaves[:3] == [[2.0, 4.0], 8.0, 3.0]
+    assert leaves[:4] == [[2.0, 4.0], 8.0, 6.0, 3.0]
 
 
 def test_reports_are_no_leaf_until_they_are_there():
-    assert len(tf.nest.flatten(training_totals(reports=()))) == 7
+    assert len(tf.nest.flatten(training_totals(reports=()))) == 8
 
 
-def test_means_divide_gradients_and_state_changes_alone():
+def test_means_divide_what_is_a_mean_over_samples_and_nothing_else():
     totals = training_totals()
     means = totals.means()
     np.testing.assert_array_equal(means.gradients[0], [0.5, 1.0])
     np.testing.assert_array_equal(means.gradients[1], 2.0)
     np.testing.assert_array_equal(means.state_changes[0], [3.0])
-    for name in set(totals._fields) - {"gradients", "state_changes"}:
+    np.testing.assert_array_equal(means.metric_means[0], 1.5)
+    for name in set(totals._fields) - {"gradients", "metric_means", "state_changes"}:
         assert getattr(means, name) is getattr(totals, name)
 
 

@@ -16,8 +16,10 @@ class TrainingTotals(NamedTuple):
     Attributes:
         gradients: [num_trained], each of the shape and dtype of its variable. Sums over samples of
             the gradient of the (scaled) loss. Only variables that have one are here.
-        metric_states: [num_metric_variables], each of the shape and dtype of its variable. What
-            to add to the metric variables.
+        metric_means: [num_averaged], each of the shape and dtype of its variable. What to add to
+            those variables of metrics that are means over samples, times the number of samples.
+        metric_states: [num_summed], each of the shape and dtype of its variable. What to add to
+            the other variables of metrics.
         num_micro_batches: float32 scalar.
         num_samples: float32 scalar.
         reports: float32 [num_replicas, columns], see `step_record`: this replica's row, the
@@ -29,6 +31,7 @@ class TrainingTotals(NamedTuple):
     """
 
     gradients: list[tf.Tensor]
+    metric_means: list[tf.Tensor]
     metric_states: list[tf.Tensor]
     num_micro_batches: tf.Tensor
     num_samples: tf.Tensor
@@ -37,9 +40,10 @@ class TrainingTotals(NamedTuple):
     weighted_squared_norms: tf.Tensor
 
     def means(self) -> "TrainingTotals":
-        """Divides gradients and state changes by the number of samples."""
+        """Divides by the number of samples what is a mean over samples."""
         return self._replace(
             gradients=_means(self.gradients, self.num_samples),
+            metric_means=_means(self.metric_means, self.num_samples),
             state_changes=_means(self.state_changes, self.num_samples),
         )
 
@@ -48,20 +52,22 @@ class EvaluationTotals(NamedTuple):
     """Sums of an evaluation step.
 
     Attributes:
-        metric_states: [num_metric_variables], each of the shape and dtype of its variable. What
-            to add to the metric variables.
         num_samples: float32 scalar.
-        reports, state_changes: As in `TrainingTotals`.
+        metric_means, metric_states, reports, state_changes: As in `TrainingTotals`.
     """
 
+    metric_means: list[tf.Tensor]
     metric_states: list[tf.Tensor]
     num_samples: tf.Tensor
     reports: tf.Tensor | tuple[()]
     state_changes: list[tf.Tensor]
 
     def means(self) -> "EvaluationTotals":
-        """Divides state changes by the number of samples."""
-        return self._replace(state_changes=_means(self.state_changes, self.num_samples))
+        """Divides by the number of samples what is a mean over samples."""
+        return self._replace(
+            metric_means=_means(self.metric_means, self.num_samples),
+            state_changes=_means(self.state_changes, self.num_samples),
+        )
 
 
 def _means(totals: list[tf.Tensor], num_samples: tf.Tensor) -> list[tf.Tensor]:

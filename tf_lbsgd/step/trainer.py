@@ -29,7 +29,7 @@ import keras
 import tensorflow as tf
 
 from tf_lbsgd import distribution, private_api
-from tf_lbsgd.step import gradient_noise, micro_batches, step_record
+from tf_lbsgd.step import divisibility, gradient_noise, micro_batches, step_record
 from tf_lbsgd.step.passes import Passes
 from tf_lbsgd.step.step_record import LocalProgress, StepRecord
 from tf_lbsgd.step.totals import EvaluationTotals, TrainingTotals
@@ -67,6 +67,7 @@ class MultiWorkerTrainer(_MixinBase):
     _micro_batch_size: int | None = None
     _communication_options: tf.distribute.experimental.CommunicationOptions | None = None
     _stop_training = False
+    _averaged_metrics: list[keras.Variable] | None = None
 
     @property
     def stop_training(self) -> bool:
@@ -136,6 +137,8 @@ class MultiWorkerTrainer(_MixinBase):
         )
         _check_loss_reductions(self.loss)
         self._micro_batch_size = micro_batch_size
+        self._losses_and_metrics = [loss, metrics, weighted_metrics]
+        self._averaged_metrics = None
         self._communication_options = communication_options
         self.local_progress = LocalProgress()
         with self.distribute_strategy.scope():
@@ -194,12 +197,12 @@ class MultiWorkerTrainer(_MixinBase):
     # ---- 1. what one replica adds up ----
 
     def _passes(self, *, training: bool) -> Passes:
-        num_replicas = self.distribute_strategy.num_replicas_in_sync
         return Passes(
             self,
             training=training,
             loss_scale=self._loss_scale(),
-            is_divided=num_replicas > 1 or self._micro_batch_size is not None,
+            is_divided=self._is_divided,
+            averaged_metrics=self._averaged_metrics or (),
         )
 
     def _local_totals(self, passes: Passes, data: Any) -> Any:
@@ -314,7 +317,7 @@ class MultiWorkerTrainer(_MixinBase):
 
         def step() -> None:
             tf.cond(tf.math.is_finite(record.gradient_norm), update, skip)
-            _add_to_variables(strategy, self.metrics_variables, totals.metric_states)
+            _add_to_metrics(strategy, passes, totals)
 
         if distribution.num_workers(strategy) == 1:
             step()
@@ -328,7 +331,7 @@ class MultiWorkerTrainer(_MixinBase):
         table = strategy.experimental_local_results(totals.reports)[0]
         self.step_record.table.assign(table)
         _add_to_variables(strategy, passes.changed, totals.state_changes)
-        _add_to_variables(strategy, self.metrics_variables, totals.metric_states)
+        _add_to_metrics(strategy, passes, totals)
 
     def _apply_gradients(
         self, strategy: tf.distribute.Strategy, trained: list, gradients: list
@@ -453,13 +456,32 @@ class MultiWorkerTrainer(_MixinBase):
         the first batch across workers (keras#20585: it fails, on images of uint8 for one) and
         consumes it. The shapes and dtypes of the data set are all that is needed.
         """
+        spec = data_batch
         if iterator is not None:
             dataset = private_api.dataset_of_iterator(iterator)
-            data_batch = tf.nest.map_structure(micro_batches.replica_spec, dataset.element_spec)
+            spec = tf.nest.map_structure(micro_batches.replica_spec, dataset.element_spec)
         with self.distribute_strategy.scope():
-            private_api.build_symbolically(self, data_batch)
+            private_api.build_symbolically(self, spec)
         for variable in self.metrics_variables:
             private_api.read_without_collective(variable.value)
+        if self._is_divided and self._averaged_metrics is None:
+            self._check_division(iterator, data_batch)
+
+    def _check_division(self, iterator: Any, data_batch: Any) -> None:
+        """Refuses, before the first step, a model whose batches cannot be divided."""
+        self._averaged_metrics = []
+        if self._micro_batch_size and divisibility.is_known(self, self._losses_and_metrics):
+            return
+        batch = private_api.first_batch(iterator.data_adapter) if iterator else data_batch
+        self._averaged_metrics = divisibility.averaged_metrics(
+            self, batch, self._micro_batch_size, self.distribute_strategy.num_replicas_in_sync
+        )
+
+    @property
+    def _is_divided(self) -> bool:
+        """Whether a step may consist of several micro-batches."""
+        is_one_replica = self.distribute_strategy.num_replicas_in_sync == 1
+        return not is_one_replica or self._micro_batch_size is not None
 
 
 @keras.saving.register_keras_serializable(package="tf_lbsgd")
@@ -501,6 +523,13 @@ def _after(done: Any) -> contextlib.AbstractContextManager:
     """
     flat = tf.nest.flatten(done, expand_composites=True)
     return tf.control_dependencies([item for item in flat if item is not None])
+
+
+def _add_to_metrics(
+    strategy: tf.distribute.Strategy, passes: Passes, totals: TrainingTotals | EvaluationTotals
+) -> None:
+    _add_to_variables(strategy, passes.summed_metrics, totals.metric_states)
+    _add_to_variables(strategy, passes.averaged_metrics, totals.metric_means)
 
 
 def _add_to_variables(strategy: tf.distribute.Strategy, variables: list, changes: list) -> None:

@@ -1,0 +1,144 @@
+"""Which models and losses may be divided, told from a few samples."""
+
+import keras
+import numpy as np
+import pytest
+
+import tf_lbsgd as lbsgd
+from tf_lbsgd.step import divisibility
+
+random = np.random.default_rng(0)
+LABELS = random.integers(1, 3, 8)
+FEATURES = random.normal(LABELS[:, None], 1.0, (8, 5)).astype("float32")
+BATCH = (FEATURES, LABELS)
+
+
+def cross_entropy(y_true, y_pred):
+    return keras.losses.sparse_categorical_crossentropy(y_true, y_pred, from_logits=True)
+
+
+def network(*layers, loss=cross_entropy, batch=BATCH, **compiling):
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input(batch[0].shape[1:], dtype=batch[0].dtype)
+    x = inputs
+    for layer in [*layers, keras.layers.Dense(3)]:
+        x = layer(x)
+    model = lbsgd.DataParallelModel(inputs, x)
+    model.compile("sgd", loss, **compiling)
+    model.evaluate(*batch, verbose=0)  # builds the metrics
+    return model
+
+
+def check(model, batch=BATCH, micro_batch_size=None):
+    averaged = divisibility.averaged_metrics(model, batch, micro_batch_size, num_replicas=2)
+    return [variable.path for variable in averaged]
+
+
+class Sampling(keras.layers.Layer):
+    """Draws a latent vector and adds its divergence to the loss, as an autoencoder does."""
+
+    def __init__(self):
+        super().__init__()
+        self.seed_generator = keras.random.SeedGenerator(1)
+
+    def call(self, mean):
+        self.add_loss(keras.ops.mean(keras.ops.sum(mean**2, axis=1)))
+        return mean + keras.random.normal(keras.ops.shape(mean), seed=self.seed_generator)
+
+
+class BatchMean(keras.layers.Layer):
+    def call(self, x):
+        return x - 0.1 * keras.ops.mean(x, axis=0, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [],
+        [keras.layers.Dropout(0.5, seed=1)],
+        [keras.layers.GaussianNoise(1.0, seed=1), keras.layers.AlphaDropout(0.2, seed=1)],
+        [Sampling()],
+        [keras.layers.BatchNormalization(trainable=False)],
+        [keras.layers.LayerNormalization(), keras.layers.Dense(4, kernel_regularizer="l2")],
+        [keras.layers.Dense(4, activity_regularizer="l1")],
+    ],
+    ids=["plain", "dropout", "noise", "sampling", "frozen", "regularized", "active"],
+)
+def test_means_over_samples_may_be_divided(layers):
+    assert check(network(*layers)) == []
+
+
+@pytest.mark.parametrize(
+    "layer, cause",
+    [
+        (keras.layers.BatchNormalization(name="normal"), r"batch normalization \(normal\)"),
+        (BatchMean(), "influence each other"),
+    ],
+    ids=["batch normalization", "own layer"],
+)
+def test_coupled_samples_need_a_micro_batch_size(layer, cause):
+    model = network(layer)
+    with pytest.raises(ValueError, match=cause) as refused:
+        check(model)
+    assert "2 replicas and no micro_batch_size" in str(refused.value)
+    assert check(model, micro_batch_size=4) == []
+
+
+def test_a_loss_over_the_whole_batch_needs_a_micro_batch_size():
+    targets = np.eye(3, dtype="float32")[LABELS]
+    model = network(
+        keras.layers.Dense(3, activation="sigmoid"),
+        loss=keras.losses.Dice(),
+        batch=(FEATURES, targets),
+    )
+    with pytest.raises(ValueError, match="influence each other"):
+        check(model, (FEATURES, targets))
+    check(model, (FEATURES, targets), micro_batch_size=4)
+
+
+def test_a_mask_that_counts_steps_of_the_whole_batch_needs_a_micro_batch_size():
+    words = random.integers(0, 3, (8, 6))
+    words[0] = 0  # a sample without words
+    batch = (words, random.integers(0, 3, (8, 6)))
+    layers = keras.layers.Embedding(3, 4, mask_zero=True), keras.layers.LSTM(4, return_sequences=1)
+    with pytest.raises(ValueError, match="a mask"):
+        check(network(*layers, batch=batch), batch)
+
+
+@pytest.mark.parametrize("size", [None, 4])
+@pytest.mark.parametrize("divisor", [1.0, 64.0], ids=["sum", "sum over the global batch"])
+def test_a_sum_is_refused_with_what_to_write(size, divisor):
+    model = network(loss=lambda t, p: keras.ops.sum(cross_entropy(t, p)) / divisor)
+    with pytest.raises(ValueError, match=r"is a sum over the samples .* Expected: a mean"):
+        check(model, micro_batch_size=size)
+
+
+class Largest(keras.metrics.Metric):
+    def __init__(self):
+        super().__init__(name="largest")
+        self.value = self.add_variable((), "zeros", name="value")
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        self.value.assign(keras.ops.maximum(self.value, keras.ops.max(y_pred)))
+
+    def result(self):
+        return self.value
+
+
+def test_a_metric_that_is_no_sum_is_refused_by_name():
+    with pytest.raises(ValueError, match="Largest 'largest'"):
+        check(network(metrics=[Largest()]))
+
+
+def test_a_metric_that_counts_batches_is_a_mean():
+    model = network(metrics=[lambda t, p: keras.ops.mean(cross_entropy(t, p)), "accuracy"])
+    assert {path.rpartition("/")[2] for path in check(model)} == {"total", "count"}
+    assert len(check(model)) == 2  # those of the function, not those of accuracy
+
+
+def test_models_of_keras_parts_are_known():
+    model = network(keras.layers.BatchNormalization())
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    assert divisibility.is_known(model, [loss, ["accuracy", None], None])
+    assert not divisibility.is_known(model, [cross_entropy, None, None])
+    assert not divisibility.is_known(network(BatchMean()), [loss, None, None])

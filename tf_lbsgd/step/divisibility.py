@@ -1,0 +1,210 @@
+"""Finds out, before the first step, whether a batch may be divided.
+
+The step adds up what its micro-batches give, each weighted by its number of samples. That is right
+where the loss is a mean over samples and no sample influences another. So a few samples are
+computed whole and in halves, and the two are compared. Random numbers are the same for each sample
+meanwhile, or else dropout would hide the answer.
+"""
+
+from collections.abc import Collection
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tf_lbsgd import private_api
+from tf_lbsgd.run.fields import refusal
+from tf_lbsgd.step import micro_batches
+from tf_lbsgd.step.passes import Passes
+from tf_lbsgd.step.totals import EvaluationTotals, TrainingTotals
+
+_NUM_SAMPLES = 4
+_OUR_MODULES = ("keras.", "tf_lbsgd.")
+_HALF_PRECISION = {"float16", "bfloat16"}
+
+Result = tuple[tf.Tensor, Any]
+
+
+def is_known(model: keras.Model, parts: Any) -> bool:
+    """Tells whether model, losses and metrics are those of Keras and this package.
+
+    Their losses are means over samples, and the variables of their metrics are sums.
+
+    Args:
+        model: The model.
+        parts: Losses and metrics, nested, as given to `compile`.
+    """
+    layers = private_api.all_layers(model)
+    named = [part for part in keras.tree.flatten(parts) if not isinstance(part, (str, type(None)))]
+    modules = [getattr(part, "__module__", "") or "" for part in [*layers, *named]]
+    return all(module.startswith(_OUR_MODULES) for module in modules)
+
+
+def averaged_metrics(
+    model: keras.Model, batch: Any, micro_batch_size: int | None, num_replicas: int
+) -> list[keras.Variable]:
+    """Checks that a batch may be divided.
+
+    Args:
+        model: A compiled model whose variables are built.
+        batch: (x, y, sample_weight) of some samples, leaves [batch, ...]. A few are enough.
+        micro_batch_size: As given to `compile`. If it is given, samples of a micro-batch may
+            influence each other.
+        num_replicas: Number of replicas, for the message.
+
+    Returns:
+        Variables of metrics that are means over samples. All others are sums over samples.
+
+    Raises:
+        ValueError: The loss is a sum over samples, or samples influence each other and nothing
+            says in which batch, or a metric is neither a sum nor a mean.
+    """
+    whole, *halves = _parts(batch)
+    training = [_compute(model, part, training=True) for part in (whole, *halves)]
+    tolerance = _tolerance(model)
+    if _is_mean(*training, tolerance):
+        return _means_among_metrics(model, *training, tolerance)
+    evaluation = [_compute(model, part, training=False) for part in (whole, *halves)]
+    if not _is_mean(*evaluation, tolerance):
+        _refuse_sums(*(training if micro_batch_size is None else evaluation), tolerance)
+    if micro_batch_size is None:
+        raise _refusal_of_coupled_samples(model, training, num_replicas)
+    return _means_among_metrics(model, *evaluation, tolerance)
+
+
+def _parts(batch: Any) -> tuple[Any, Any, Any]:
+    """Returns some samples, the first half of them and the second."""
+    batch = tf.nest.map_structure(_tensor, batch)
+    available = int(micro_batches.batch_dimension(batch))
+    num_samples = max(2, min(available, _NUM_SAMPLES) // 2 * 2)
+    rows = np.arange(num_samples) % max(available, 1)  # one sample counts twice
+
+    def take(indices: np.ndarray) -> Any:
+        return tf.nest.map_structure(
+            lambda leaf: None if leaf is None else tf.gather(leaf, indices), batch
+        )
+
+    return take(rows), take(rows[: num_samples // 2]), take(rows[num_samples // 2 :])
+
+
+def _tensor(leaf: Any) -> Any:
+    if leaf is None or tf.is_tensor(leaf):
+        return leaf
+    leaf = np.asarray(leaf)
+    return tf.constant(leaf, keras.config.floatx() if leaf.dtype.kind == "f" else None)
+
+
+def _compute(model: keras.Model, samples: Any, *, training: bool) -> Result:
+    one = tf.constant(1.0)
+    passes = Passes(model, training=training, loss_scale=one, is_divided=True)
+    with private_api.random_numbers(_the_same_for_each_row):
+        return passes.totals(samples, tf.constant(0))
+
+
+def _the_same_for_each_row(draw: Any, shape: Any) -> tf.Tensor:
+    sizes = tf.unstack(tf.convert_to_tensor(shape, tf.int32))
+    return draw(shape) if not sizes else tf.broadcast_to(draw([1, *sizes[1:]]), tf.stack(sizes))
+
+
+def _tolerance(model: keras.Model) -> float:
+    dtypes = {layer.compute_dtype for layer in private_api.all_layers(model)}
+    return 5e-2 if dtypes & _HALF_PRECISION else 1e-3
+
+
+def _is_mean(whole: Result, first: Result, second: Result, tolerance: float) -> bool:
+    """Tells whether loss, gradient and changes of state are means over samples."""
+    (loss, totals), (loss_1, totals_1), (loss_2, totals_2) = whole, first, second
+    if not np.isfinite(loss):
+        return True  # nothing can be said, and the step will say that the loss is not finite
+    added = tf.nest.map_structure(tf.add, totals_1, totals_2)
+    return (
+        _is_close([loss], [(loss_1 + loss_2) / 2], tolerance)
+        and _is_close(_gradients(totals), _gradients(added), tolerance)
+        and _is_close(totals.state_changes, added.state_changes, tolerance)
+    )
+
+
+def _gradients(totals: TrainingTotals | EvaluationTotals) -> list[tf.Tensor]:
+    return totals.gradients if isinstance(totals, TrainingTotals) else []
+
+
+def _is_close(one: Collection[Any], other: Collection[Any], tolerance: float) -> bool:
+    def norm(tensors: Any) -> float:
+        return float(np.sqrt(sum(np.sum(np.square(t, dtype=np.float64)) for t in tensors)))
+
+    difference = norm(np.asarray(a) - np.asarray(b) for a, b in zip(one, other, strict=True))
+    return difference <= tolerance * max(norm(one), norm(other)) + 1e-12
+
+
+def _refuse_sums(whole: Result, first: Result, second: Result, tolerance: float) -> None:
+    loss, loss_1, loss_2 = (float(result[0]) for result in (whole, first, second))
+    if not _is_close([loss], [loss_1 + loss_2], tolerance):
+        return
+    raise refusal(
+        "The loss is a sum over the samples of a batch, or such a sum divided by a fixed number. "
+        "The step divides by the size of the global batch itself.",
+        f"a loss of {loss:.6g} for some samples, {loss_1:.6g} and {loss_2:.6g} for their halves",
+        "a mean over the samples that the loss is given, such as keras.ops.mean(...), or one loss "
+        "for each sample",
+    )
+
+
+def _refusal_of_coupled_samples(
+    model: keras.Model, results: list[Result], num_replicas: int
+) -> ValueError:
+    loss, loss_1, loss_2 = (float(result[0]) for result in results)
+    normalizing = [
+        layer.name
+        for layer in private_api.all_layers(model)
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
+    ]
+    causes = [f"batch normalization ({', '.join(normalizing[:3])})"] if normalizing else []
+    causes += [
+        "a loss over the whole batch such as Dice",
+        "a mask",
+        "random numbers that are not those of keras.random",
+    ]
+    return refusal(
+        "The samples of a batch influence each other's result, so the batch in which they do must "
+        "be said before it can be divided among replicas. What can be the cause: "
+        + ", ".join(causes)
+        + ".",
+        f"{num_replicas} replicas and no micro_batch_size; a loss of {loss:.6g} for some samples, "
+        f"{loss_1:.6g} and {loss_2:.6g} for their halves",
+        "compile(..., micro_batch_size=N), the number of samples that may influence each other, "
+        "such as 32, whatever the number of replicas",
+    )
+
+
+def _means_among_metrics(
+    model: keras.Model, whole: Result, first: Result, second: Result, tolerance: float
+) -> list[keras.Variable]:
+    """Returns those variables of metrics that are means over samples.
+
+    A variable that is zero can be a sum or a mean. It is what the others of its metric are.
+    """
+    whole_states, states_1, states_2 = (r[1].metric_states for r in (whole, first, second))
+    states = zip(whole_states, states_1, states_2, strict=True)
+    by_variable = {
+        id(v): tuple(np.asarray(s, np.float64) for s in state)
+        for v, state in zip(model.metrics_variables, states, strict=True)
+    }
+    means: list[keras.Variable] = []
+    for metric in private_api.own_metrics(model):
+        variables = [v for v in metric.variables if id(v) in by_variable]
+        changes = [by_variable[id(v)] for v in variables]
+        if all(_is_close([w], [a + b], tolerance) for w, a, b in changes):
+            continue
+        if not all(_is_close([w], [(a + b) / 2], tolerance) for w, a, b in changes):
+            raise refusal(
+                "A metric is neither a sum nor a mean over samples, so that the values of several "
+                "replicas or micro-batches could not be combined.",
+                f"{type(metric).__name__} {metric.name!r}, of which some samples give "
+                f"{[w.round(4).tolist() for w, _, _ in changes][:2]}, their halves "
+                f"{[a.round(4).tolist() for _, a, _ in changes][:2]} and "
+                f"{[b.round(4).tolist() for _, _, b in changes][:2]}",
+                "variables that are sums over samples, as in the metrics of Keras",
+            )
+        means += variables
+    return means
