@@ -23,7 +23,8 @@ _NUM_SAMPLES = 4
 _OUR_MODULES = ("keras.", "tf_lbsgd.")
 _HALF_PRECISION = {"float16", "bfloat16"}
 
-Result = tuple[tf.Tensor, Any]
+# Loss and totals of some samples, of the first half of them and of the second.
+Results = list[tuple[tf.Tensor, Any]]
 
 
 def is_known(model: keras.Model, parts: Any) -> bool:
@@ -60,17 +61,17 @@ def averaged_metrics(
         ValueError: The loss is a sum over samples, or samples influence each other and nothing
             says in which batch, or a metric is neither a sum nor a mean.
     """
-    whole, *halves = _parts(batch)
-    training = [_compute(model, part, training=True) for part in (whole, *halves)]
+    parts = _parts(batch)
+    training = [_compute(model, part, training=True) for part in parts]
     tolerance = _tolerance(model)
-    if _is_mean(*training, tolerance):
-        return _means_among_metrics(model, *training, tolerance)
-    evaluation = [_compute(model, part, training=False) for part in (whole, *halves)]
-    if not _is_mean(*evaluation, tolerance):
-        _refuse_sums(*(training if micro_batch_size is None else evaluation), tolerance)
+    if _is_mean(training, tolerance):
+        return _means_among_metrics(model, training, tolerance)
+    evaluation = [_compute(model, part, training=False) for part in parts]
+    if not _is_mean(evaluation, tolerance):
+        _refuse_sums(training if micro_batch_size is None else evaluation, tolerance)
     if micro_batch_size is None:
         raise _refusal_of_coupled_samples(model, training, num_replicas)
-    return _means_among_metrics(model, *evaluation, tolerance)
+    return _means_among_metrics(model, evaluation, tolerance)
 
 
 def _parts(batch: Any) -> tuple[Any, Any, Any]:
@@ -95,7 +96,7 @@ def _tensor(leaf: Any) -> Any:
     return tf.constant(leaf, keras.config.floatx() if leaf.dtype.kind == "f" else None)
 
 
-def _compute(model: keras.Model, samples: Any, *, training: bool) -> Result:
+def _compute(model: keras.Model, samples: Any, *, training: bool) -> tuple[tf.Tensor, Any]:
     one = tf.constant(1.0)
     passes = Passes(model, training=training, loss_scale=one, is_divided=True)
     with private_api.random_numbers(_the_same_for_each_row):
@@ -112,9 +113,9 @@ def _tolerance(model: keras.Model) -> float:
     return 5e-2 if dtypes & _HALF_PRECISION else 1e-3
 
 
-def _is_mean(whole: Result, first: Result, second: Result, tolerance: float) -> bool:
+def _is_mean(results: Results, tolerance: float) -> bool:
     """Tells whether loss, gradient and changes of state are means over samples."""
-    (loss, totals), (loss_1, totals_1), (loss_2, totals_2) = whole, first, second
+    (loss, totals), (loss_1, totals_1), (loss_2, totals_2) = results
     if not np.isfinite(loss):
         return True  # nothing can be said, and the step will say that the loss is not finite
     added = tf.nest.map_structure(tf.add, totals_1, totals_2)
@@ -137,8 +138,8 @@ def _is_close(one: Collection[Any], other: Collection[Any], tolerance: float) ->
     return difference <= tolerance * max(norm(one), norm(other)) + 1e-12
 
 
-def _refuse_sums(whole: Result, first: Result, second: Result, tolerance: float) -> None:
-    loss, loss_1, loss_2 = (float(result[0]) for result in (whole, first, second))
+def _refuse_sums(results: Results, tolerance: float) -> None:
+    loss, loss_1, loss_2 = (float(loss) for loss, _ in results)
     if not _is_close([loss], [loss_1 + loss_2], tolerance):
         return
     raise refusal(
@@ -151,9 +152,9 @@ def _refuse_sums(whole: Result, first: Result, second: Result, tolerance: float)
 
 
 def _refusal_of_coupled_samples(
-    model: keras.Model, results: list[Result], num_replicas: int
+    model: keras.Model, results: Results, num_replicas: int
 ) -> ValueError:
-    loss, loss_1, loss_2 = (float(result[0]) for result in results)
+    loss, loss_1, loss_2 = (float(loss) for loss, _ in results)
     normalizing = [
         layer.name
         for layer in private_api.all_layers(model)
@@ -178,14 +179,13 @@ def _refusal_of_coupled_samples(
 
 
 def _means_among_metrics(
-    model: keras.Model, whole: Result, first: Result, second: Result, tolerance: float
+    model: keras.Model, results: Results, tolerance: float
 ) -> list[keras.Variable]:
     """Returns those variables of metrics that are means over samples.
 
     A variable that is zero can be a sum or a mean. It is what the others of its metric are.
     """
-    whole_states, states_1, states_2 = (r[1].metric_states for r in (whole, first, second))
-    states = zip(whole_states, states_1, states_2, strict=True)
+    states = zip(*(totals.metric_states for _, totals in results), strict=True)
     by_variable = {
         id(v): tuple(np.asarray(s, np.float64) for s in state)
         for v, state in zip(model.metrics_variables, states, strict=True)

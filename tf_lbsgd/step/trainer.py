@@ -29,7 +29,7 @@ import keras
 import tensorflow as tf
 
 from tf_lbsgd import distribution, private_api
-from tf_lbsgd.step import divisibility, gradient_noise, micro_batches, step_record
+from tf_lbsgd.step import divisibility, gradient_noise, micro_batches, step_record, updates
 from tf_lbsgd.step.passes import Passes
 from tf_lbsgd.step.step_record import LocalProgress, StepRecord
 from tf_lbsgd.step.totals import EvaluationTotals, TrainingTotals
@@ -175,7 +175,7 @@ class MultiWorkerTrainer(_MixinBase):
             totals.num_samples,
             squared_norm=2.0 * tf.reduce_sum(norms),
         )
-        _merge_call(functools.partial(self._apply, passes), norms, noise, totals)
+        updates.merge_call(functools.partial(self._apply, passes), norms, noise, totals)
         return self.get_metrics_result()
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
@@ -191,7 +191,7 @@ class MultiWorkerTrainer(_MixinBase):
         """
         passes = self._passes(training=False)
         totals: EvaluationTotals = self._all_reduce(self._local_totals(passes, data))
-        _merge_call(functools.partial(self._count, passes), totals.means())
+        updates.merge_call(functools.partial(self._count, passes), totals.means())
         return self.get_metrics_result()
 
     # ---- 1. what one replica adds up ----
@@ -250,23 +250,7 @@ class MultiWorkerTrainer(_MixinBase):
     # ---- 2. the one exchange ----
 
     def _all_reduce(self, totals: Any) -> Any:
-        """Sums over all replicas, in one collective for each dtype.
-
-        TensorFlow packs tensors into buckets without looking at their dtypes. Nearly all models
-        have float32 totals only.
-        """
-        flat = tf.nest.flatten(totals)
-        sums: list[Any] = [None] * len(flat)
-        for dtype in dict.fromkeys(t.dtype for t in flat):
-            places = [i for i, t in enumerate(flat) if t.dtype == dtype]
-            reduced = tf.distribute.get_replica_context().all_reduce(
-                tf.distribute.ReduceOp.SUM,
-                [flat[i] for i in places],
-                options=self._communication_options,
-            )
-            for i, value in zip(places, reduced, strict=True):
-                sums[i] = value
-        return tf.nest.pack_sequence_as(totals, sums)
+        return updates.sum_over_replicas(totals, self._communication_options)
 
     # ---- 3. what every worker does with the same values ----
 
@@ -294,8 +278,9 @@ class MultiWorkerTrainer(_MixinBase):
         record.table.assign(table)
 
         def update() -> None:
-            _add_to_variables(strategy, passes.changed, totals.state_changes)
-            self._apply_gradients(strategy, passes.trained, totals.gradients)
+            updates.add_to_variables(strategy, passes.changed, totals.state_changes)
+            if passes.trained:
+                updates.apply_gradients(strategy, self.optimizer, passes.trained, totals.gradients)
             record.first_non_finite.assign(-1)
             record.gradient_variance.assign(variance / scale**2)
             record.squared_gradient.assign(squared_gradient / scale**2)
@@ -330,31 +315,8 @@ class MultiWorkerTrainer(_MixinBase):
         """Adds an evaluation step to the metrics, in cross-replica context."""
         table = strategy.experimental_local_results(totals.reports)[0]
         self.step_record.table.assign(table)
-        _add_to_variables(strategy, passes.changed, totals.state_changes)
+        updates.add_to_variables(strategy, passes.changed, totals.state_changes)
         _add_to_metrics(strategy, passes, totals)
-
-    def _apply_gradients(
-        self, strategy: tf.distribute.Strategy, trained: list, gradients: list
-    ) -> None:
-        """Updates the weights from gradients that are reduced already."""
-        if not trained:
-            return
-        optimizer = self.optimizer.inner_optimizer if self._is_loss_scaled() else self.optimizer
-
-        def apply(gradients: list[tf.Tensor]) -> None:
-            if self._is_loss_scaled():
-                private_api.apply_scaled_gradients(self.optimizer, gradients, trained)
-            else:
-                self.optimizer.apply(gradients, trained)
-
-        with private_api.gradients_already_reduced(optimizer):
-            if optimizer.gradient_accumulation_steps or optimizer.ema_overwrite_frequency:
-                # Such an optimizer updates in a branch of a condition. There the replicas cannot
-                # meet, as they do in an ordinary update.
-                with private_api.single_replica():
-                    apply([strategy.experimental_local_results(g)[0] for g in gradients])
-            else:
-                strategy.extended.call_for_each_replica(apply, args=(gradients,))
 
     def _places_of(self, variables: list) -> list[int]:
         """Returns the index of each variable among the trainable ones."""
@@ -499,10 +461,6 @@ class DataParallelModel(MultiWorkerTrainer, keras.Model):
         ) -> None: ...
 
 
-def _merge_call(function: Callable[..., None], *args: Any) -> None:
-    tf.distribute.get_replica_context().merge_call(function, args=args)
-
-
 def _say_that_a_step_is_skipped() -> tf.Operation:
     return tf.print(
         "A step was not applied, because its gradient is not finite. The logs contain its loss. "
@@ -528,27 +486,8 @@ def _after(done: Any) -> contextlib.AbstractContextManager:
 def _add_to_metrics(
     strategy: tf.distribute.Strategy, passes: Passes, totals: TrainingTotals | EvaluationTotals
 ) -> None:
-    _add_to_variables(strategy, passes.summed_metrics, totals.metric_states)
-    _add_to_variables(strategy, passes.averaged_metrics, totals.metric_means)
-
-
-def _add_to_variables(strategy: tf.distribute.Strategy, variables: list, changes: list) -> None:
-    """Adds the same changes to every replica's copies.
-
-    It must run in cross-replica context.
-    """
-
-    def add(variable: tf.Variable, change: tf.Tensor) -> None:
-        if variable.dtype == tf.bool:
-            value = tf.cast(variable, change.dtype) + change
-            variable.assign(tf.cast(tf.round(value), tf.bool))
-        elif variable.dtype.is_integer:
-            variable.assign_add(tf.cast(tf.round(change), variable.dtype))
-        else:
-            variable.assign_add(tf.cast(change, variable.dtype))
-
-    for variable, change in zip(variables, changes, strict=True):
-        strategy.extended.update(variable.value, add, args=(change,), group=False)
+    updates.add_to_variables(strategy, passes.summed_metrics, totals.metric_states)
+    updates.add_to_variables(strategy, passes.averaged_metrics, totals.metric_means)
 
 
 def _check_loss_reductions(loss: Any) -> None:
