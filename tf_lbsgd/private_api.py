@@ -17,6 +17,7 @@ import tensorflow as tf
 from keras.src import tree
 from keras.src.backend.common import global_state
 from keras.src.backend.tensorflow import random as keras_random
+from keras.src.optimizers.base_optimizer import BaseOptimizer
 from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
 from keras.src.trainers.data_adapters.generator_data_adapter import GeneratorDataAdapter
 from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter
@@ -239,6 +240,70 @@ def halve_loss_scale(optimizer: keras.optimizers.LossScaleOptimizer) -> None:
     optimizer._stateful_handle_non_finite_grads()
 
 
+ApplyGradients = Callable[[Callable[..., None], keras.optimizers.Optimizer, list, list], None]
+
+_optimizers = threading.local()
+
+
+@contextlib.contextmanager
+def gradients_passed_to(function: ApplyGradients | None) -> Iterator[None]:
+    """Passes gradients in a block to a function, not to optimizers.
+
+    Upstream: keras/src/optimizers/base_optimizer.py, `BaseOptimizer.apply`.
+
+    Args:
+        function: Takes the optimizer's own method, the optimizer, gradients and variables. None
+            lets optimizers do their work.
+    """
+    before = getattr(_optimizers, "function", None)
+    _optimizers.function = function
+    try:
+        yield
+    finally:
+        _optimizers.function = before
+
+
+def _apply(original: Callable[..., None], self: Any, grads: Any, trainable_variables: Any) -> None:
+    function: ApplyGradients | None = getattr(_optimizers, "function", None)
+    if function is None:
+        original(self, grads, trainable_variables)
+    else:
+        variables = (
+            self._trainable_variables if trainable_variables is None else trainable_variables
+        )
+        function(functools.partial(original, self), self, list(grads), list(variables))
+
+
+def _redirect_optimizers() -> None:
+    for cls in (BaseOptimizer, keras.optimizers.LossScaleOptimizer):
+        original = cls.apply
+
+        @functools.wraps(original)
+        def apply(
+            self: Any, grads: Any, trainable_variables: Any = None, original: Any = original
+        ) -> None:
+            _apply(original, self, grads, trainable_variables)
+
+        cls.apply = apply
+
+
+_redirect_optimizers()
+
+
+@contextlib.contextmanager
+def outside_of_stateless_scope() -> Iterator[None]:
+    """Leaves a `keras.StatelessScope` for a block.
+
+    Upstream: keras/src/backend/common/stateless_scope.py, `StatelessScope`.
+    """
+    scope = global_state.get_global_attribute("stateless_scope")
+    global_state.set_global_attribute("stateless_scope", None)
+    try:
+        yield
+    finally:
+        global_state.set_global_attribute("stateless_scope", scope)
+
+
 # ---- random numbers ----
 
 _draws = threading.local()
@@ -316,15 +381,25 @@ _redirect_random_numbers()
 
 
 @contextlib.contextmanager
-def single_replica() -> Iterator[None]:
+def single_replica() -> Iterator[Callable[[], contextlib.AbstractContextManager[None]]]:
     """Makes Keras and TensorFlow see one replica in a block.
 
     So no loss is divided by the number of replicas (keras/src/losses/loss.py,
     `scale_loss_for_distribution`), no layer reduces its statistics over replicas, and an optimizer
     may update variables in a branch of a condition.
     Upstream: tensorflow/python/distribute/distribute_lib.py, `_push_per_thread_mode`.
+
+    Yields:
+        A function that makes a scope within the block, in which all replicas are seen again.
     """
-    distribute_lib._push_per_thread_mode(distribute_lib._get_default_replica_mode())
+    outer = distribute_lib._get_per_thread_mode()
+    with _thread_mode(distribute_lib._get_default_replica_mode()):
+        yield lambda: _thread_mode(outer)
+
+
+@contextlib.contextmanager
+def _thread_mode(mode: Any) -> Iterator[None]:
+    distribute_lib._push_per_thread_mode(mode)
     try:
         yield
     finally:

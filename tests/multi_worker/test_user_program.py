@@ -50,7 +50,7 @@ def test_one_worker_learns_and_reports_every_image(one_worker):
 def test_short_and_empty_batches_count_every_image(tmp_path):
     # 193 = 6 * 32 + 1: the last batch has one image, so one of two workers has none.
     workers = run_workers(
-        "user_program", 2, tmp_path, model="functional", micro_batch_size=None, num_images=193
+        "user_program", 2, tmp_path, model="functional", micro_batch_size=16, num_images=193
     )
     assert workers[1] == workers[0]
     assert len(workers[0]["predictions"]) == 193

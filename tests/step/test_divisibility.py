@@ -31,7 +31,7 @@ def network(*layers, loss=cross_entropy, batch=BATCH, **compiling):
 
 def check(model, batch=BATCH, micro_batch_size=None):
     averaged = divisibility.averaged_metrics(model, batch, micro_batch_size, num_replicas=2)
-    return [variable.path for variable in averaged]
+    return [v.path for v in model.metrics_variables if id(v) in averaged]
 
 
 class Sampling(keras.layers.Layer):

@@ -6,7 +6,9 @@ computed whole and in halves, and the two are compared. Random numbers are the s
 meanwhile, or else dropout would hide the answer.
 """
 
-from collections.abc import Collection
+import contextlib
+import itertools
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import keras
@@ -44,7 +46,7 @@ def is_known(model: keras.Model, parts: Any) -> bool:
 
 def averaged_metrics(
     model: keras.Model, batch: Any, micro_batch_size: int | None, num_replicas: int
-) -> list[keras.Variable]:
+) -> frozenset[int]:
     """Checks that a batch may be divided.
 
     Args:
@@ -55,23 +57,100 @@ def averaged_metrics(
         num_replicas: Number of replicas, for the message.
 
     Returns:
-        Variables of metrics that are means over samples. All others are sums over samples.
+        Ids of variables of metrics that are means over samples. All others are sums over samples.
 
     Raises:
         ValueError: The loss is a sum over samples, or samples influence each other and nothing
             says in which batch, or a metric is neither a sum nor a mean.
     """
-    parts = _parts(batch)
-    training = [_compute(model, part, training=True) for part in parts]
-    tolerance = _tolerance(model)
-    if _is_mean(training, tolerance):
-        return _means_among_metrics(model, training, tolerance)
-    evaluation = [_compute(model, part, training=False) for part in parts]
-    if not _is_mean(evaluation, tolerance):
-        _refuse_sums(training if micro_batch_size is None else evaluation, tolerance)
-    if micro_batch_size is None:
-        raise _refusal_of_coupled_samples(model, training, num_replicas)
-    return _means_among_metrics(model, evaluation, tolerance)
+
+    def compute(*, training: bool) -> Results:
+        one = tf.constant(1.0)
+        passes = Passes(model, training=training, loss_scale=one, is_divided=True)
+        return _results(lambda samples: passes.totals(samples, tf.constant(0)), batch)
+
+    results, tolerance = compute(training=True), _tolerance(model)
+    if not _is_mean(results, tolerance):
+        evaluation = compute(training=False)
+        if not _is_mean(evaluation, tolerance):
+            _refuse_sums(results if micro_batch_size is None else evaluation, tolerance)
+        if micro_batch_size is None:
+            raise _refusal_of_coupled_samples(model, results, num_replicas)
+        results = evaluation
+    return _means_among_metrics(model, results, tolerance)
+
+
+def averaged_metrics_of_own_step(
+    model: keras.Model,
+    batch: Any,
+    compute: Callable[[Any], tuple[tf.Tensor, Any]],
+    num_replicas: int,
+) -> frozenset[int]:
+    """Checks that a batch may be divided for a step that the user wrote.
+
+    Args:
+        model: A compiled model.
+        batch: What the step is given, leaves [batch, ...].
+        compute: Runs the step on samples without updates, and returns its loss and totals.
+        num_replicas: Number of replicas, for the message.
+
+    Returns:
+        As `averaged_metrics`.
+
+    Raises:
+        ValueError: Gradients or changes of state are not means over samples.
+    """
+    results, tolerance = _results(compute, batch), _tolerance(model)
+    if not _is_mean(results, tolerance):
+        raise refusal(
+            "Your own train_step cannot be divided among replicas, because what it gives to the "
+            "optimizer or assigns is not a mean over samples. What can be the cause: "
+            + ", ".join(_causes(model))
+            + ", or a loss that is a sum.",
+            f"{num_replicas} replicas, and gradients of some samples that are not the mean of "
+            "those of their halves",
+            "losses that are means over the samples that train_step is given, layers such as "
+            "LayerNormalization in place of BatchNormalization, and keras.random for random "
+            "numbers; or one replica",
+        )
+    return _means_among_metrics(model, results, tolerance)
+
+
+def _results(compute: Callable[[Any], tuple[tf.Tensor, Any]], batch: Any) -> Results:
+    results = []
+    for part in _parts(batch):
+        with (
+            private_api.random_numbers(_the_same_for_each_row),
+            _random_numbers_of_tensorflow(),
+        ):
+            results.append(compute(part))
+    return results
+
+
+@contextlib.contextmanager
+def _random_numbers_of_tensorflow() -> Iterator[None]:
+    """Makes functions such as `tf.random.normal` draw the same in every block and row."""
+    calls = itertools.count()
+    originals = {n: getattr(tf.random, n) for n in ("normal", "truncated_normal", "uniform")}
+
+    def drawing(name: str) -> Callable[..., tf.Tensor]:
+        stateless = getattr(tf.random, f"stateless_{name}")
+
+        def draw(shape: Any, *args: Any, seed: Any = None, name: Any = None, **kwargs: Any) -> Any:
+            key = [0, next(calls)]
+            return _the_same_for_each_row(
+                lambda other: stateless(other, key, *args, **kwargs), shape
+            )
+
+        return draw
+
+    for name in originals:
+        setattr(tf.random, name, drawing(name))
+    try:
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(tf.random, name, original)
 
 
 def _parts(batch: Any) -> tuple[Any, Any, Any]:
@@ -94,13 +173,6 @@ def _tensor(leaf: Any) -> Any:
         return leaf
     leaf = np.asarray(leaf)
     return tf.constant(leaf, keras.config.floatx() if leaf.dtype.kind == "f" else None)
-
-
-def _compute(model: keras.Model, samples: Any, *, training: bool) -> tuple[tf.Tensor, Any]:
-    one = tf.constant(1.0)
-    passes = Passes(model, training=training, loss_scale=one, is_divided=True)
-    with private_api.random_numbers(_the_same_for_each_row):
-        return passes.totals(samples, tf.constant(0))
 
 
 def _the_same_for_each_row(draw: Any, shape: Any) -> tf.Tensor:
@@ -155,21 +227,10 @@ def _refusal_of_coupled_samples(
     model: keras.Model, results: Results, num_replicas: int
 ) -> ValueError:
     loss, loss_1, loss_2 = (float(loss) for loss, _ in results)
-    normalizing = [
-        layer.name
-        for layer in private_api.all_layers(model)
-        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
-    ]
-    causes = [f"batch normalization ({', '.join(normalizing[:3])})"] if normalizing else []
-    causes += [
-        "a loss over the whole batch such as Dice",
-        "a mask",
-        "random numbers that are not those of keras.random",
-    ]
     return refusal(
         "The samples of a batch influence each other's result, so the batch in which they do must "
         "be said before it can be divided among replicas. What can be the cause: "
-        + ", ".join(causes)
+        + ", ".join(_causes(model))
         + ".",
         f"{num_replicas} replicas and no micro_batch_size; a loss of {loss:.6g} for some samples, "
         f"{loss_1:.6g} and {loss_2:.6g} for their halves",
@@ -178,10 +239,23 @@ def _refusal_of_coupled_samples(
     )
 
 
-def _means_among_metrics(
-    model: keras.Model, results: Results, tolerance: float
-) -> list[keras.Variable]:
-    """Returns those variables of metrics that are means over samples.
+def _causes(model: keras.Model) -> list[str]:
+    normalizing = [
+        layer.name
+        for layer in private_api.all_layers(model)
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
+    ]
+    named = [f"batch normalization ({', '.join(normalizing[:3])})"] if normalizing else []
+    return [
+        *named,
+        "a loss over the whole batch such as Dice",
+        "a mask",
+        "random numbers that are not those of keras.random",
+    ]
+
+
+def _means_among_metrics(model: keras.Model, results: Results, tolerance: float) -> frozenset[int]:
+    """Returns the ids of those variables of metrics that are means over samples.
 
     A variable that is zero can be a sum or a mean. It is what the others of its metric are.
     """
@@ -190,7 +264,7 @@ def _means_among_metrics(
         id(v): tuple(np.asarray(s, np.float64) for s in state)
         for v, state in zip(model.metrics_variables, states, strict=True)
     }
-    means: list[keras.Variable] = []
+    means: set[int] = set()
     for metric in private_api.own_metrics(model):
         variables = [v for v in metric.variables if id(v) in by_variable]
         changes = [by_variable[id(v)] for v in variables]
@@ -206,5 +280,5 @@ def _means_among_metrics(
                 f"{[b.round(4).tolist() for _, _, b in changes][:2]}",
                 "variables that are sums over samples, as in the metrics of Keras",
             )
-        means += variables
-    return means
+        means |= {id(v) for v in variables}
+    return frozenset(means)

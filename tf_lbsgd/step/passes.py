@@ -5,7 +5,7 @@ and the step adds that up over all micro-batches of all replicas. Keras sees a s
 meanwhile, because the step itself normalises by kn once, after its all-reduce.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -30,8 +30,8 @@ class Passes:
         training: Whether there is a backward pass.
         loss_scale: float32 scalar, the factor of the loss whose gradients are taken.
         is_divided: Whether a step may consist of several micro-batches.
-        averaged_metrics: Variables of metrics whose value is a mean over samples, such as a count
-            of batches. All others are sums over samples, as in the metrics of Keras.
+        averaged_metrics: Ids of the variables of metrics whose value is a mean over samples, such
+            as a count of batches. All others are sums over samples, as in the metrics of Keras.
 
     Attributes:
         training: As given.
@@ -47,13 +47,13 @@ class Passes:
         training: bool,
         loss_scale: tf.Tensor,
         is_divided: bool,
-        averaged_metrics: Collection[keras.Variable] = (),
+        averaged_metrics: frozenset[int] = frozenset(),
     ) -> None:
         self.trained: list[keras.Variable] = []
         self.changed: list[keras.Variable] = []
-        averaged = {id(v) for v in averaged_metrics}
-        self.averaged_metrics = [v for v in model.metrics_variables if id(v) in averaged]
-        self.summed_metrics = [v for v in model.metrics_variables if id(v) not in averaged]
+        variables = model.metrics_variables
+        self.averaged_metrics = [v for v in variables if id(v) in averaged_metrics]
+        self.summed_metrics = [v for v in variables if id(v) not in averaged_metrics]
         self._model = model
         self.training = training
         self._loss_scale = loss_scale
@@ -114,7 +114,7 @@ class Passes:
             "state_changes": _times(num_samples, proposals.changes(self.changed)),
         }
         if not self.training:
-            return loss, EvaluationTotals(**sums)
+            return loss, EvaluationTotals(logs=[], **sums)
         self.trained, gradients = proposals.gradients(tape, scaled_loss)
         squared_norm = 2.0 * tf.reduce_sum(step_record.half_squared_norms(gradients))
         return loss, TrainingTotals(

@@ -52,10 +52,13 @@ class EvaluationTotals(NamedTuple):
     """Sums of an evaluation step.
 
     Attributes:
+        logs: float32, what a user's own step returned besides the results of metrics, times the
+            number of samples.
         num_samples: float32 scalar.
         metric_means, metric_states, reports, state_changes: As in `TrainingTotals`.
     """
 
+    logs: list[tf.Tensor]
     metric_means: list[tf.Tensor]
     metric_states: list[tf.Tensor]
     num_samples: tf.Tensor
@@ -65,6 +68,7 @@ class EvaluationTotals(NamedTuple):
     def means(self) -> "EvaluationTotals":
         """Divides by the number of samples what is a mean over samples."""
         return self._replace(
+            logs=_means(self.logs, self.num_samples),
             metric_means=_means(self.metric_means, self.num_samples),
             state_changes=_means(self.state_changes, self.num_samples),
         )

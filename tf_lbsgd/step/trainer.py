@@ -29,7 +29,15 @@ import keras
 import tensorflow as tf
 
 from tf_lbsgd import distribution, private_api
-from tf_lbsgd.step import divisibility, gradient_noise, micro_batches, step_record, updates
+from tf_lbsgd.step import (
+    divisibility,
+    gradient_noise,
+    micro_batches,
+    own_steps,
+    step_record,
+    updates,
+)
+from tf_lbsgd.step.own_steps import OwnStep
 from tf_lbsgd.step.passes import Passes
 from tf_lbsgd.step.step_record import LocalProgress, StepRecord
 from tf_lbsgd.step.totals import EvaluationTotals, TrainingTotals
@@ -67,7 +75,7 @@ class MultiWorkerTrainer(_MixinBase):
     _micro_batch_size: int | None = None
     _communication_options: tf.distribute.experimental.CommunicationOptions | None = None
     _stop_training = False
-    _averaged_metrics: list[keras.Variable] | None = None
+    _averaged_metrics: frozenset[int] | None = None  # ids, as Keras would track variables
 
     @property
     def stop_training(self) -> bool:
@@ -165,6 +173,10 @@ class MultiWorkerTrainer(_MixinBase):
         Returns:
             Metric results so far in this epoch, equal on all replicas.
         """
+        own = own_steps.running()
+        if own is not None:  # called by a user's train_step
+            with own.left(data):
+                return own.note_equal(MultiWorkerTrainer.train_step(self, data))
         passes = self._passes(training=True)
         sums: TrainingTotals = self._all_reduce(self._local_totals(passes, data))
         totals = sums.means()
@@ -189,10 +201,29 @@ class MultiWorkerTrainer(_MixinBase):
         Returns:
             Metric results so far in this evaluation, equal on all replicas.
         """
+        own = own_steps.running()
+        if own is not None:
+            with own.left(data):
+                return own.note_equal(MultiWorkerTrainer.test_step(self, data))
         passes = self._passes(training=False)
         totals: EvaluationTotals = self._all_reduce(self._local_totals(passes, data))
         updates.merge_call(functools.partial(self._count, passes), totals.means())
         return self.get_metrics_result()
+
+    def _run_own_step(self, step: Callable[[Any], Any], data: Any) -> Any:
+        """Runs a `train_step` or `test_step` that the user wrote, on one replica."""
+        own = OwnStep(
+            self,
+            step,
+            is_divided=self.distribute_strategy.num_replicas_in_sync > 1,
+            averaged_metrics=self._averaged_metrics or frozenset(),
+        )
+        replica_id = tf.distribute.get_replica_context().replica_id_in_sync_group
+        logs, totals = own.run(data, replica_id)
+        reports = self._report(tf.constant(0.0), [])
+        means = self._all_reduce(totals._replace(reports=reports)).means()
+        updates.merge_call(functools.partial(self._count, own), means)
+        return own.final_logs(logs, means)
 
     # ---- 1. what one replica adds up ----
 
@@ -202,7 +233,7 @@ class MultiWorkerTrainer(_MixinBase):
             training=training,
             loss_scale=self._loss_scale(),
             is_divided=self._is_divided,
-            averaged_metrics=self._averaged_metrics or (),
+            averaged_metrics=self._averaged_metrics or frozenset(),
         )
 
     def _local_totals(self, passes: Passes, data: Any) -> Any:
@@ -310,9 +341,9 @@ class MultiWorkerTrainer(_MixinBase):
             tf.cond(step_record.any_stop_of_training(table), lambda: None, step)
 
     def _count(
-        self, passes: Passes, strategy: tf.distribute.Strategy, totals: EvaluationTotals
+        self, passes: Passes | OwnStep, strategy: tf.distribute.Strategy, totals: EvaluationTotals
     ) -> None:
-        """Adds an evaluation step to the metrics, in cross-replica context."""
+        """Adds what a step has counted to state and metrics, in cross-replica context."""
         table = strategy.experimental_local_results(totals.reports)[0]
         self.step_record.table.assign(table)
         updates.add_to_variables(strategy, passes.changed, totals.state_changes)
@@ -352,6 +383,8 @@ class MultiWorkerTrainer(_MixinBase):
         what is already equal everywhere.
         """
         strategy = self.distribute_strategy
+        if own_steps.is_own(step_function):
+            step_function = functools.partial(self._run_own_step, step_function)
 
         progress = self.local_progress
 
@@ -423,7 +456,11 @@ class MultiWorkerTrainer(_MixinBase):
             dataset = private_api.dataset_of_iterator(iterator)
             spec = tf.nest.map_structure(micro_batches.replica_spec, dataset.element_spec)
         with self.distribute_strategy.scope():
-            private_api.build_symbolically(self, spec)
+            try:
+                private_api.build_symbolically(self, spec)
+            except RuntimeError:  # a model without `call`, such as an adversarial network
+                if not own_steps.is_own(self.train_step):
+                    raise
         for variable in self.metrics_variables:
             private_api.read_without_collective(variable.value)
         if self._is_divided and self._averaged_metrics is None:
@@ -431,12 +468,28 @@ class MultiWorkerTrainer(_MixinBase):
 
     def _check_division(self, iterator: Any, data_batch: Any) -> None:
         """Refuses, before the first step, a model whose batches cannot be divided."""
-        self._averaged_metrics = []
+        self._averaged_metrics = frozenset()
         if self._micro_batch_size and divisibility.is_known(self, self._losses_and_metrics):
             return
         batch = private_api.first_batch(iterator.data_adapter) if iterator else data_batch
+        num_replicas = self.distribute_strategy.num_replicas_in_sync
+        if own_steps.is_own(self.train_step):
+
+            def compute(samples: Any) -> Any:
+                own = OwnStep(self, self.train_step, is_divided=True, is_trial=True)
+                return own.trial_totals(samples)
+
+            try:
+                self._averaged_metrics = divisibility.averaged_metrics_of_own_step(
+                    self, batch, compute, num_replicas
+                )
+            except own_steps.CallsSuperError as call:
+                batch = call.data
+            else:
+                own_steps.check_no_micro_batches(self._micro_batch_size)
+                return
         self._averaged_metrics = divisibility.averaged_metrics(
-            self, batch, self._micro_batch_size, self.distribute_strategy.num_replicas_in_sync
+            self, batch, self._micro_batch_size, num_replicas
         )
 
     @property
@@ -484,7 +537,9 @@ def _after(done: Any) -> contextlib.AbstractContextManager:
 
 
 def _add_to_metrics(
-    strategy: tf.distribute.Strategy, passes: Passes, totals: TrainingTotals | EvaluationTotals
+    strategy: tf.distribute.Strategy,
+    passes: Passes | OwnStep,
+    totals: TrainingTotals | EvaluationTotals,
 ) -> None:
     updates.add_to_variables(strategy, passes.summed_metrics, totals.metric_states)
     updates.add_to_variables(strategy, passes.averaged_metrics, totals.metric_means)

@@ -165,6 +165,103 @@ def intersection_over_union():
     return fitted(network(), metrics=[Argmax(num_classes=3)])
 
 
+# ---- steps of their own ----
+
+
+def a_train_step_with_a_tape():
+    class Own(*MIXIN, keras.Model):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.tracker = keras.metrics.Mean(name="tracked")
+            self.error = keras.metrics.MeanAbsoluteError(name="error")
+
+        def train_step(self, data):
+            x, y = data
+            with tf.GradientTape() as tape:
+                y_pred = self(x, training=True)
+                loss = keras.ops.mean(cross_entropy(y, y_pred))
+                loss += keras.losses.MeanSquaredError()(keras.ops.zeros_like(y_pred), y_pred)
+            gradients = tape.gradient(loss, self.trainable_weights)
+            self.optimizer.apply_gradients(zip(gradients, self.trainable_weights, strict=True))
+            self.tracker.update_state(loss)
+            self.error.update_state(y_pred, keras.ops.zeros_like(y_pred))
+            return {"loss": loss, "other": self.tracker.result(), "error": self.error.result()}
+
+        def test_step(self, data):
+            x, y = data
+            loss = keras.ops.mean(cross_entropy(y, self(x, training=False)))
+            self.tracker.update_state(loss)
+            return {"mean": self.tracker.result(), "loss": loss}
+
+        @property
+        def metrics(self):
+            return [self.tracker, self.error]
+
+    return fitted(network(model_class=Own), validation_data=(FEATURES, LABELS))
+
+
+def two_networks_and_two_optimizers():
+    class Adversarial(*MIXIN, keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.generator = keras.Sequential([keras.Input((5,)), keras.layers.Dense(5)])
+            layers = [keras.Input((5,)), keras.layers.Dense(6, "tanh"), keras.layers.Dense(1)]
+            self.discriminator = keras.Sequential(layers)
+            self.d_loss = keras.metrics.Mean(name="d_loss")
+            self.g_loss = keras.metrics.Mean(name="g_loss")
+
+        def compile(self, d_optimizer, g_optimizer, loss_fn, **kwargs):
+            super().compile(**kwargs)
+            self.d_optimizer, self.g_optimizer, self.loss_fn = d_optimizer, g_optimizer, loss_fn
+
+        @property
+        def metrics(self):
+            return [self.d_loss, self.g_loss]
+
+        def train_step(self, real):
+            size = keras.ops.shape(real)[0]
+            latent = real[:, ::-1]
+            both = keras.ops.concatenate([self.generator(latent), real], axis=0)
+            labels = keras.ops.concatenate([keras.ops.ones((size, 1)), keras.ops.zeros((size, 1))])
+            with tf.GradientTape() as tape:
+                d_loss = self.loss_fn(labels, self.discriminator(both))
+            weights = self.discriminator.trainable_weights
+            self.d_optimizer.apply_gradients(
+                zip(tape.gradient(d_loss, weights), weights, strict=True)
+            )
+            with tf.GradientTape() as tape:
+                fooled = self.discriminator(self.generator(latent))
+                g_loss = self.loss_fn(keras.ops.zeros((size, 1)), fooled)
+            weights = self.generator.trainable_weights
+            self.g_optimizer.apply_gradients(
+                zip(tape.gradient(g_loss, weights), weights, strict=True)
+            )
+            self.d_loss.update_state(d_loss)
+            self.g_loss.update_state(g_loss)
+            return {"d_loss": self.d_loss.result(), "g_loss": self.g_loss.result()}
+
+    keras.utils.set_random_seed(1)
+    model = Adversarial()
+    model.compile(
+        keras.optimizers.Adam(0.01),
+        keras.optimizers.Adam(0.02),
+        keras.losses.BinaryCrossentropy(from_logits=True),
+    )
+    history = model.fit(FEATURES, **FIT).history
+    weights = [*model.generator.get_weights(), *model.discriminator.get_weights()]
+    return {"weights": [w.tolist() for w in weights], "history": history}
+
+
+def a_train_step_that_calls_that_of_the_model():
+    class Own(*MIXIN, keras.Model):
+        def train_step(self, data):
+            x, y = data
+            logs = super().train_step((x * 2.0, y))
+            return {**logs, "mean": keras.ops.mean(x)}
+
+    return fitted(network(model_class=Own), metrics=["accuracy"])
+
+
 # ---- the loop ----
 
 
