@@ -58,7 +58,7 @@ def names_from_the_start() -> Iterator[None]:
 
 
 def all_layers(model: keras.Model) -> list[keras.layers.Layer]:
-    """Returns a model and all layers in it, those of layers included.
+    """Returns a model and all layers in it.
 
     Upstream: keras/src/layers/layer.py, `Layer._flatten_layers`.
     """
@@ -66,7 +66,9 @@ def all_layers(model: keras.Model) -> list[keras.layers.Layer]:
 
 
 def own_metrics(model: keras.Model) -> list[keras.metrics.Metric]:
-    """Returns the metrics that the user gave, without those of the losses.
+    """Returns the metrics that the user gave.
+
+    Those of the losses are not among them.
 
     Upstream: keras/src/trainers/trainer.py, `Trainer._get_own_metrics`, and in compile_utils.py
     `CompileMetrics.metrics`.
@@ -158,10 +160,11 @@ def dataset_of_iterator(iterator: Any) -> tf.data.Dataset | tf.distribute.Distri
 
 
 def first_batch(adapter: Any) -> Any:
-    """Returns the first batch of what `fit` is given, or one like it.
+    """Returns the first batch of what `fit` is given.
 
-    It takes nothing from a generator.
-    Upstream: keras/src/trainers/data_adapters, their `_inputs`, `_first_batches` and `py_dataset`.
+    It may be another batch of the same kind. It takes nothing from a generator.
+    Upstream: keras/src/trainers/data_adapters/array_data_adapter.py, `_inputs`. In
+    generator_data_adapter.py `_first_batches`, in py_dataset_adapter.py `py_dataset`.
 
     Args:
         adapter: The data adapter of an `EpochIterator`.
@@ -247,7 +250,7 @@ _optimizers = threading.local()
 
 @contextlib.contextmanager
 def gradients_passed_to(function: ApplyGradients | None) -> Iterator[None]:
-    """Passes gradients in a block to a function, not to optimizers.
+    """Passes gradients to a function instead of to optimizers.
 
     Upstream: keras/src/optimizers/base_optimizer.py, `BaseOptimizer.apply`.
 
@@ -264,6 +267,10 @@ def gradients_passed_to(function: ApplyGradients | None) -> Iterator[None]:
 
 
 def _apply(original: Callable[..., None], self: Any, grads: Any, trainable_variables: Any) -> None:
+    """Stands in for `apply` of optimizers.
+
+    Upstream: keras/src/optimizers/base_optimizer.py, `BaseOptimizer._trainable_variables`.
+    """
     function: ApplyGradients | None = getattr(_optimizers, "function", None)
     if function is None:
         original(self, grads, trainable_variables)
@@ -275,6 +282,10 @@ def _apply(original: Callable[..., None], self: Any, grads: Any, trainable_varia
 
 
 def _redirect_optimizers() -> None:
+    """Puts `_apply` in the place of what Keras has.
+
+    Upstream: keras/src/optimizers/base_optimizer.py, `BaseOptimizer.apply`.
+    """
     for cls in (BaseOptimizer, keras.optimizers.LossScaleOptimizer):
         original = cls.apply
 
@@ -324,10 +335,10 @@ Redraw = Callable[[Callable[[Any], tf.Tensor], Any], tf.Tensor]
 
 @contextlib.contextmanager
 def random_numbers(redraw: Redraw) -> Iterator[None]:
-    """Passes draws of Keras' random numbers in a block through a function.
+    """Passes draws of random numbers through a function.
 
     Those of `keras.random` and of all layers are meant, dropout included.
-    Upstream: keras/src/backend/tensorflow/random.py.
+    Upstream: keras/src/backend/tensorflow/random.py, `uniform`.
 
     Args:
         redraw: Takes a function that draws a tensor of a given shape, and the shape that is
@@ -342,6 +353,10 @@ def random_numbers(redraw: Redraw) -> Iterator[None]:
 
 
 def _draw_a_shape(original: Callable[..., tf.Tensor], shape: Any, *args: Any, **kwargs: Any) -> Any:
+    """Stands in for functions whose argument is a shape.
+
+    Upstream: keras/src/backend/tensorflow/random.py, `normal`.
+    """
     redraw: Redraw | None = getattr(_draws, "redraw", None)
     if redraw is None:
         return original(shape, *args, **kwargs)
@@ -355,6 +370,10 @@ def _draw_dropout(
     noise_shape: Any = None,
     seed: Any = None,
 ) -> tf.Tensor:
+    """Stands in for dropout.
+
+    Upstream: keras/src/backend/tensorflow/random.py, `dropout`.
+    """
     redraw: Redraw | None = getattr(_draws, "redraw", None)
     if redraw is None:
         return original(inputs, rate, noise_shape, seed)
@@ -366,6 +385,10 @@ def _draw_dropout(
 
 
 def _redirect_random_numbers() -> None:
+    """Puts these functions in the place of those of Keras.
+
+    Upstream: keras/src/backend/tensorflow/random.py, `uniform`.
+    """
     for name in _FUNCTIONS_OF_A_SHAPE:
         original = getattr(keras_random, name)
         redirected = functools.wraps(original)(functools.partial(_draw_a_shape, original))
@@ -399,6 +422,10 @@ def single_replica() -> Iterator[Callable[[], contextlib.AbstractContextManager[
 
 @contextlib.contextmanager
 def _thread_mode(mode: Any) -> Iterator[None]:
+    """Enters what TensorFlow knows about replicas in this thread.
+
+    Upstream: tensorflow/python/distribute/distribute_lib.py, `_pop_per_thread_mode`.
+    """
     distribute_lib._push_per_thread_mode(mode)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Finds out, before the first step, whether a batch may be divided.
+"""Finds out whether a batch may be divided.
 
 The step adds up what its micro-batches give, each weighted by its number of samples. That is right
 where the loss is a mean over samples and no sample influences another. So a few samples are
@@ -30,7 +30,7 @@ Results = list[tuple[tf.Tensor, Any]]
 
 
 def is_known(model: keras.Model, parts: Any) -> bool:
-    """Tells whether model, losses and metrics are those of Keras and this package.
+    """Tells whether all parts are of Keras or this package.
 
     Their losses are means over samples, and the variables of their metrics are sums.
 
@@ -86,7 +86,7 @@ def averaged_metrics_of_own_step(
     compute: Callable[[Any], tuple[tf.Tensor, Any]],
     num_replicas: int,
 ) -> frozenset[int]:
-    """Checks that a batch may be divided for a step that the user wrote.
+    """Checks that a user's own step may be divided.
 
     Args:
         model: A compiled model.
@@ -129,7 +129,7 @@ def _results(compute: Callable[[Any], tuple[tf.Tensor, Any]], batch: Any) -> Res
 
 @contextlib.contextmanager
 def _random_numbers_of_tensorflow() -> Iterator[None]:
-    """Makes functions such as `tf.random.normal` draw the same in every block and row."""
+    """Makes `tf.random.normal` and others draw the same everywhere."""
     calls = itertools.count()
     originals = {n: getattr(tf.random, n) for n in ("normal", "truncated_normal", "uniform")}
 
@@ -154,7 +154,7 @@ def _random_numbers_of_tensorflow() -> Iterator[None]:
 
 
 def _parts(batch: Any) -> tuple[Any, Any, Any]:
-    """Returns some samples, the first half of them and the second."""
+    """Returns some samples and their two halves."""
     batch = tf.nest.map_structure(_tensor, batch)
     available = int(micro_batches.batch_dimension(batch))
     num_samples = max(2, min(available, _NUM_SAMPLES) // 2 * 2)
@@ -186,7 +186,7 @@ def _tolerance(model: keras.Model) -> float:
 
 
 def _is_mean(results: Results, tolerance: float) -> bool:
-    """Tells whether loss, gradient and changes of state are means over samples."""
+    """Tells whether the results are means over samples."""
     (loss, totals), (loss_1, totals_1), (loss_2, totals_2) = results
     if not np.isfinite(loss):
         return True  # nothing can be said, and the step will say that the loss is not finite
@@ -255,7 +255,7 @@ def _causes(model: keras.Model) -> list[str]:
 
 
 def _means_among_metrics(model: keras.Model, results: Results, tolerance: float) -> frozenset[int]:
-    """Returns the ids of those variables of metrics that are means over samples.
+    """Returns the ids of metric variables that are means.
 
     A variable that is zero can be a sum or a mean. It is what the others of its metric are.
     """

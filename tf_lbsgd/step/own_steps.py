@@ -28,12 +28,12 @@ _running = threading.local()
 
 
 def is_own(step: Callable) -> bool:
-    """Tells whether a step is a method that the user wrote."""
+    """Tells whether the user wrote a step."""
     return not (step.__module__ or "").startswith("tf_lbsgd.")
 
 
 def running() -> "OwnStep | None":
-    """Returns the user's step that this thread is in, if any."""
+    """Returns the user's step that runs in this thread."""
     return getattr(_running, "step", None)
 
 
@@ -125,15 +125,20 @@ class OwnStep:
         zero = tf.constant(0.0)
         _, totals = self.run(data, tf.constant(0))
         gradients = [self._num_samples * tf.cast(g, tf.float32) for g in self._gradients]
-        added = totals._asdict()
-        del added["logs"]
         return zero, TrainingTotals(
-            **added, gradients=gradients, num_micro_batches=zero, weighted_squared_norms=zero
+            gradients=gradients,
+            metric_means=totals.metric_means,
+            metric_states=totals.metric_states,
+            num_micro_batches=zero,
+            num_samples=totals.num_samples,
+            reports=(),
+            state_changes=totals.state_changes,
+            weighted_squared_norms=zero,
         )
 
     @contextlib.contextmanager
     def left(self, data: Any) -> Iterator[None]:
-        """Leaves the user's step for that of the model, which the user's step calls.
+        """Leaves the user's step for that of the model.
 
         Args:
             data: What the user's step passes on.
@@ -146,7 +151,7 @@ class OwnStep:
         _running.step = self
 
     def note_equal(self, logs: Any) -> Any:
-        """Notes logs that are equal on all replicas already, and returns them."""
+        """Notes and returns logs that are equal on all replicas."""
         self._equal_on_all_replicas += keras.tree.flatten(logs)
         return logs
 
@@ -255,7 +260,7 @@ class OwnStep:
                 updates.merge_call(_update(optimizer, trained), dense)
 
     def _build(self, optimizer: keras.optimizers.Optimizer, variables: list) -> None:
-        """Creates an optimizer's variables, which the graph of a replica could not."""
+        """Creates an optimizer's variables, outside of any graph."""
         with self._outside(), self._model.distribute_strategy.scope():
             if not optimizer.built:
                 optimizer.build(variables)

@@ -91,7 +91,7 @@ class Proposals(keras.StatelessScope):
         return [self._change(v) for v in variables]
 
     def forget(self, variables: list[keras.Variable]) -> None:
-        """Lets the next reads of variables return what is stored in them."""
+        """Forgets what was proposed for variables."""
         for variable in variables:
             del self._before[id(variable)], self.state_mapping[id(variable)]
         self.changed = [v for v in self.changed if all(v is not other for other in variables)]

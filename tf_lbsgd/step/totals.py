@@ -40,7 +40,7 @@ class TrainingTotals(NamedTuple):
     weighted_squared_norms: tf.Tensor
 
     def means(self) -> "TrainingTotals":
-        """Divides by the number of samples what is a mean over samples."""
+        """Divides means by the number of samples."""
         return self._replace(
             gradients=_means(self.gradients, self.num_samples),
             metric_means=_means(self.metric_means, self.num_samples),
@@ -66,7 +66,7 @@ class EvaluationTotals(NamedTuple):
     state_changes: list[tf.Tensor]
 
     def means(self) -> "EvaluationTotals":
-        """Divides by the number of samples what is a mean over samples."""
+        """Divides means by the number of samples."""
         return self._replace(
             logs=_means(self.logs, self.num_samples),
             metric_means=_means(self.metric_means, self.num_samples),

@@ -211,7 +211,7 @@ class MultiWorkerTrainer(_MixinBase):
         return self.get_metrics_result()
 
     def _run_own_step(self, step: Callable[[Any], Any], data: Any) -> Any:
-        """Runs a `train_step` or `test_step` that the user wrote, on one replica."""
+        """Runs a step that the user wrote, on one replica."""
         own = OwnStep(
             self,
             step,
@@ -343,7 +343,7 @@ class MultiWorkerTrainer(_MixinBase):
     def _count(
         self, passes: Passes | OwnStep, strategy: tf.distribute.Strategy, totals: EvaluationTotals
     ) -> None:
-        """Adds what a step has counted to state and metrics, in cross-replica context."""
+        """Adds totals to state and metrics, in cross-replica context."""
         table = strategy.experimental_local_results(totals.reports)[0]
         self.step_record.table.assign(table)
         updates.add_to_variables(strategy, passes.changed, totals.state_changes)
@@ -467,7 +467,7 @@ class MultiWorkerTrainer(_MixinBase):
             self._check_division(iterator, data_batch)
 
     def _check_division(self, iterator: Any, data_batch: Any) -> None:
-        """Refuses, before the first step, a model whose batches cannot be divided."""
+        """Refuses a model whose batches cannot be divided."""
         self._averaged_metrics = frozenset()
         if self._micro_batch_size and divisibility.is_known(self, self._losses_and_metrics):
             return

@@ -1,4 +1,4 @@
-"""Sums over all replicas, and changes of the variables of all of them."""
+"""Sums over all replicas and updates of all their variables."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
