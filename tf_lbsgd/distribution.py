@@ -4,11 +4,17 @@ A single worker never starts a server. A `MultiWorkerMirroredStrategy` with one 
 advantage, and may end at a deadline of the coordination service (tensorflow#98217).
 """
 
+import hashlib
+import random
+import secrets
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
+from tf_lbsgd import private_api
 from tf_lbsgd.workers.cluster import Cluster
 
 # Gradients travel in buckets of this size, 25 MiB as in PyTorch DDP: 102 MB of ResNet-50
@@ -20,7 +26,8 @@ def create_strategy(cluster: Cluster | None = None) -> tf.distribute.Strategy:
     """Returns a strategy with one replica on each device.
 
     Call it before any TensorFlow operation. With several workers it starts this worker's server
-    and waits for the other workers.
+    and waits for the other workers. Then it calls `agree_on_random_numbers`, so that what is
+    shuffled afterwards without a seed is shuffled alike on all workers.
 
     Args:
         cluster: The workers. None reads TF_CONFIG or SLURM, as `Cluster.from_environment` does.
@@ -55,7 +62,7 @@ def _create_multi_worker_strategy(cluster: Cluster) -> tf.distribute.Strategy:
         rpc_layer="grpc",
     )
     try:
-        return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
+        strategy = tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
     except RuntimeError as error:
         if "program startup" not in str(error):
             raise
@@ -64,6 +71,8 @@ def _create_multi_worker_strategy(cluster: Cluster) -> tf.distribute.Strategy:
             "a TensorFlow operation before the strategy. Expected: create_strategy() first. A "
             "module that --model or --dataset names runs no operation while it is imported."
         ) from error
+    agree_on_random_numbers(strategy)
+    return strategy
 
 
 def replicas_per_worker() -> int:
@@ -149,6 +158,68 @@ def values_of_chief(strategy: tf.distribute.Strategy, values: Sequence[float]) -
         return context.all_reduce(tf.distribute.ReduceOp.SUM, mine)
 
     return strategy.experimental_local_results(strategy.run(exchange))[0].numpy().tolist()
+
+
+def values_of_all_workers(strategy: tf.distribute.Strategy, values: Sequence[float]) -> np.ndarray:
+    """Returns the values of every worker, on every worker.
+
+    All workers must call it.
+
+    Args:
+        strategy: The strategy.
+        values: As many finite values on every worker.
+
+    Returns:
+        [num_workers, len(values)], float64.
+    """
+    num_replicas = strategy.num_replicas_in_sync
+
+    def exchange() -> tf.Tensor:
+        context = tf.distribute.get_replica_context()
+        row = tf.constant(values, tf.float64)
+        position = [[context.replica_id_in_sync_group]]
+        table = tf.scatter_nd(position, [row], (num_replicas, len(values)))
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, table)
+
+    table = strategy.experimental_local_results(strategy.run(exchange))[0].numpy()
+    return table[:: local_replicas(strategy)]
+
+
+def local_replicas(strategy: tf.distribute.Strategy) -> int:
+    """Returns the number of replicas of this process."""
+    if strategy.num_replicas_in_sync == 1:
+        return 1
+    return len(strategy.extended.worker_devices)
+
+
+def agree_on_random_numbers(strategy: tf.distribute.Strategy) -> None:
+    """Gives random numbers a common seed where workers differ.
+
+    The generators are those of Python and NumPy, and TensorFlow's for operations without a seed.
+    One that is in the same state on all workers stays as it is, so a seed that the user has set
+    everywhere has its effect. A later `keras.utils.set_random_seed` has it too. All workers must
+    call it.
+
+    Args:
+        strategy: The strategy.
+    """
+    tensorflow = (private_api.seed_of_tensorflow(), private_api.state_of_unseeded_operations())
+    states = [random.getstate(), _state_of_numpy(), tensorflow]
+    digests = [int(hashlib.sha256(repr(s).encode()).hexdigest()[:12], 16) for s in states]
+    table = values_of_all_workers(strategy, [*digests, secrets.randbits(31)])
+    python_agrees, numpy_agrees, tensorflow_agrees, _ = (table == table[0]).all(axis=0)
+    seed = int(table[0, -1])
+    if not python_agrees:
+        random.seed(seed)
+    if not numpy_agrees:
+        np.random.seed(seed)
+    if tensorflow == (None, None) or not tensorflow_agrees:
+        private_api.seed_unseeded_operations(seed)
+
+
+def _state_of_numpy() -> tuple:
+    state: Any = np.random.get_state(legacy=False)
+    return state["state"]["key"].tolist(), state["state"]["pos"], state["gauss"]
 
 
 def wait_for_all_workers(strategy: tf.distribute.Strategy) -> None:

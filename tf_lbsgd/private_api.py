@@ -8,6 +8,7 @@ methods that `tf_lbsgd/step/trainer.py` overrides are there, and name their file
 import collections
 import contextlib
 import functools
+import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -18,10 +19,15 @@ from keras.src import tree
 from keras.src.backend.common import global_state
 from keras.src.backend.tensorflow import random as keras_random
 from keras.src.optimizers.base_optimizer import BaseOptimizer
+from keras.src.trainers import data_adapters
+from keras.src.trainers.data_adapters import array_slicing
 from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
+from keras.src.trainers.data_adapters.data_adapter import DataAdapter
 from keras.src.trainers.data_adapters.generator_data_adapter import GeneratorDataAdapter
 from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter
 from tensorflow.python.distribute import distribute_lib
+from tensorflow.python.eager import context
+from tensorflow.python.framework import random_seed
 
 # ---- models ----
 
@@ -163,6 +169,7 @@ def first_batch(adapter: Any) -> Any:
     """Returns the first batch of what `fit` is given.
 
     It may be another batch of the same kind. It takes nothing from a generator.
+    None: there is none.
     Upstream: keras/src/trainers/data_adapters/array_data_adapter.py, `_inputs`. In
     generator_data_adapter.py `_first_batches`, in py_dataset_adapter.py `py_dataset`.
 
@@ -173,16 +180,165 @@ def first_batch(adapter: Any) -> Any:
         x, (x, y) or (x, y, sample_weight), leaves [batch, ...], of one replica if the user has
         divided the data.
     """
+    if isinstance(adapter, DistributedAdapter):
+        adapter = adapter.adapter
     if isinstance(adapter, ArrayDataAdapter):
         return tree.map_structure(lambda a: a[: adapter._batch_size], adapter._inputs)
     if isinstance(adapter, GeneratorDataAdapter):
         return adapter._first_batches[0]
     if isinstance(adapter, PyDatasetAdapter):
         return adapter.py_dataset[0]
-    batch = next(iter(adapter.get_tf_dataset()))
+    batch = next(iter(adapter.get_tf_dataset()), None)
     return tf.nest.map_structure(
         lambda v: v.values[0] if isinstance(v, tf.distribute.DistributedValues) else v, batch
     )
+
+
+def data_adapter(**arguments: Any) -> DataAdapter:
+    """Returns what Keras reads batches from.
+
+    Upstream: keras/src/trainers/data_adapters/__init__.py, `get_data_adapter`.
+
+    Args:
+        arguments: x, y, sample_weight, batch_size, steps_per_epoch, shuffle and class_weight, as
+            in `keras.Model.fit`.
+
+    Raises:
+        ValueError: Keras does not take such data, or two of the arguments together.
+    """
+    return data_adapters.get_data_adapter(**arguments)
+
+
+def split_validation(arrays: tuple, validation_split: float) -> tuple[tuple, tuple]:
+    """Returns the first and the last part of arrays.
+
+    Upstream: keras/src/trainers/data_adapters/array_slicing.py, `train_validation_split`.
+
+    Args:
+        arrays: x, y and sample_weight, each None or leaves [num_samples, ...].
+        validation_split: The last part's share of the samples, in (0, 1).
+    """
+    return array_slicing.train_validation_split(arrays, validation_split=validation_split)
+
+
+class DistributedAdapter(DataAdapter):
+    """Hands a distributed data set to Keras.
+
+    Keras takes an adapter as x. All that it asks about the epoch goes to the adapter of the user's
+    data.
+    Upstream: keras/src/trainers/data_adapters/data_adapter.py, `DataAdapter`.
+
+    Args:
+        adapter: The adapter of the user's data.
+        make_dataset: Makes a distributed data set of the adapter.
+    """
+
+    def __init__(self, adapter: DataAdapter, make_dataset: Callable[[DataAdapter], Any]) -> None:
+        self.adapter = adapter
+        self._make_dataset = make_dataset
+
+    def get_tf_dataset(self) -> Any:
+        """Returns the distributed data set."""
+        return self._make_dataset(self.adapter)
+
+    @property
+    def num_batches(self) -> int | None:
+        """The number of global batches, None if unknown or infinite."""
+        return self.adapter.num_batches
+
+    def on_epoch_begin(self) -> None:
+        """Tells the user's adapter."""
+        self.adapter.on_epoch_begin()
+
+    def on_epoch_end(self) -> None:
+        """Tells the user's adapter."""
+        self.adapter.on_epoch_end()
+
+
+def shuffle_of_arrays(adapter: DataAdapter) -> bool | str:
+    """Returns the `shuffle` of arrays, False for other data.
+
+    Upstream: keras/src/trainers/data_adapters/array_data_adapter.py, `ArrayDataAdapter`.
+    """
+    return isinstance(adapter, ArrayDataAdapter) and adapter._shuffle
+
+
+def batches_of_arrays(
+    adapter: ArrayDataAdapter, make_order: Callable[[int, int], tf.data.Dataset]
+) -> tf.data.Dataset:
+    """Returns batches of arrays in another order than Keras'.
+
+    Upstream: keras/src/trainers/data_adapters/array_data_adapter.py,
+    `ArrayDataAdapter.get_tf_dataset`, whose gathering this is.
+
+    Args:
+        adapter: The adapter of the arrays.
+        make_order: Takes the number of samples and the batch size. Returns a data set of the
+            indices of each batch, [batch] int64.
+    """
+    inputs = array_slicing.convert_to_sliceable(adapter._inputs, target_backend="tensorflow")
+    inputs = tree.lists_to_tuples(inputs)
+
+    def grab_batch(indices: tf.Tensor, data: Any) -> Any:
+        def grab_one(x: Any) -> Any:
+            if isinstance(x, array_slicing.TensorflowSparseWrapper):
+                return array_slicing.slice_tensorflow_sparse_wrapper(x, indices)
+            return tf.gather(x, indices) if tf.is_tensor(x) else None
+
+        return tree.traverse(grab_one, data)
+
+    order = make_order(adapter._num_samples, adapter._batch_size)
+    arrays = tf.data.Dataset.from_tensors(inputs).repeat()
+    return tf.data.Dataset.zip((order, arrays)).map(grab_batch).prefetch(1)
+
+
+# ---- workers ----
+
+
+def seed_of_tensorflow() -> int | None:
+    """Returns the user's `tf.random.set_seed`, or None.
+
+    Upstream: tensorflow/python/eager/context.py, `global_seed`.
+    """
+    seed = context.global_seed()
+    return None if seed == random_seed.DEFAULT_GRAPH_SEED else seed
+
+
+def state_of_unseeded_operations() -> Any:
+    """Returns the state from which unseeded operations are seeded.
+
+    It is None before `seed_unseeded_operations`, or if the user has set a seed since.
+    Upstream: tensorflow/python/eager/context.py, `Context._internal_operation_seed`.
+    """
+    is_ours = context.global_seed() == random_seed.DEFAULT_GRAPH_SEED
+    return context.context()._rng.getstate() if is_ours else None
+
+
+def seed_unseeded_operations(seed: int) -> None:
+    """Makes operations without a seed draw a common one.
+
+    Those with a seed give what they would give without this call, and without the user's call of
+    `tf.random.set_seed`: TensorFlow then takes a constant for the missing global seed.
+    Upstream: tensorflow/python/framework/random_seed.py, `DEFAULT_GRAPH_SEED`.
+    """
+    context.set_global_seed(random_seed.DEFAULT_GRAPH_SEED)
+    context.context()._rng = random.Random(seed)
+
+
+def wait_at_barrier(name: str, timeout_secs: float) -> None:
+    """Waits until all workers of a multi-worker strategy call it.
+
+    It makes no use of collectives, and works while they fail.
+    Upstream: tensorflow/python/eager/context.py, `Context.wait_at_barrier`.
+
+    Args:
+        name: Another one at each call.
+        timeout_secs: Longest time to wait.
+
+    Raises:
+        tf.errors.OpError: a worker did not come, or has ended.
+    """
+    context.context().wait_at_barrier(name, int(1000 * timeout_secs))
 
 
 # ---- optimizers ----

@@ -104,7 +104,7 @@ class Passes:
             with proposals, private_api.single_replica():
                 loss = self._forward_pass(micro_batch, num_samples)
                 scaled_loss = loss * tf.cast(self._loss_scale, loss.dtype)
-        loss = tf.cast(loss, tf.float32)
+        loss = tf.reduce_sum(tf.cast(loss, tf.float32))  # Keras' loss of no sample has shape [0]
         self.changed = proposals.changed
         sums = {
             "metric_means": _times(num_samples, proposals.changes(self.averaged_metrics)),

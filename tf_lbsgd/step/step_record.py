@@ -154,19 +154,31 @@ class LocalProgress:
         return np.array(row, np.float32)
 
 
-def table_of_one(row: tf.Tensor, replica_id: tf.Tensor, num_replicas: int) -> tf.Tensor:
+def table_of_one(
+    row: tf.Tensor, identity: tf.Tensor, replica_id: tf.Tensor, num_replicas: int
+) -> tf.Tensor:
     """Returns a table of zeros with one replica's row.
 
     Args:
         row: [columns] float32, as `LocalProgress.report` returns it.
+        identity: [more_columns] float32, as `global_batches.identity` returns it.
         replica_id: int32 scalar.
         num_replicas: Rows of the table.
 
     Returns:
-        [num_replicas, columns], float32.
+        [num_replicas, columns + more_columns], float32.
     """
-    row = tf.ensure_shape(row, (len(_COLUMNS),))
-    return tf.scatter_nd([[replica_id]], [row], (num_replicas, len(_COLUMNS)))
+    row = tf.concat([tf.ensure_shape(row, (len(_COLUMNS),)), identity], 0)
+    return tf.scatter_nd([[replica_id]], [row], (num_replicas, row.shape[0]))
+
+
+def split_table(table: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the reports and the identities in a table.
+
+    Args:
+        table: [num_replicas, columns + more_columns], float32.
+    """
+    return table[:, : len(_COLUMNS)], table[:, len(_COLUMNS) :]
 
 
 def any_non_finite_loss(table: tf.Tensor) -> tf.Tensor:

@@ -22,7 +22,7 @@ This module overrides private methods of Keras. Each override names the upstream
 import contextlib
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 import keras
@@ -31,6 +31,7 @@ import tensorflow as tf
 from tf_lbsgd import distribution, private_api
 from tf_lbsgd.step import (
     divisibility,
+    global_batches,
     gradient_noise,
     micro_batches,
     own_steps,
@@ -72,6 +73,7 @@ class MultiWorkerTrainer(_MixinBase):
 
     step_record: StepRecord
     local_progress: LocalProgress
+    predict_function: Any
     _micro_batch_size: int | None = None
     _communication_options: tf.distribute.experimental.CommunicationOptions | None = None
     _stop_training = False
@@ -151,6 +153,35 @@ class MultiWorkerTrainer(_MixinBase):
         self.local_progress = LocalProgress()
         with self.distribute_strategy.scope():
             self.step_record = StepRecord.create(self.distribute_strategy.num_replicas_in_sync)
+
+    @property
+    def micro_batch_size(self) -> int | None:
+        """Samples of a forward and backward pass."""
+        return self._micro_batch_size
+
+    def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
+        """Trains the model, see `keras.Model.fit` and `global_batches`."""
+        return super().fit(**global_batches.divided(self, keras.Model.fit, *args, **kwargs))
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluates the model, see `keras.Model.evaluate` and `global_batches`."""
+        arguments = global_batches.divided(self, keras.Model.evaluate, *args, **kwargs)
+        return super().evaluate(**arguments)
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns all outputs, in order and on every worker.
+
+        See `keras.Model.predict` and `global_batches`.
+        """
+        return super().predict(**global_batches.divided(self, keras.Model.predict, *args, **kwargs))
+
+    def predict_on_batch(self, x: Any) -> Any:
+        """Returns a batch's outputs, in order and on every worker."""
+        if self.distribute_strategy.num_replicas_in_sync == 1:
+            return super().predict_on_batch(x)
+        self.make_predict_function()
+        outputs = self.predict_function([global_batches.GlobalBatch((x,))])
+        return tf.nest.map_structure(lambda output: output.numpy(), outputs)
 
     def get_compile_config(self) -> dict[str, Any]:
         """Returns the arguments of `compile`, for `keras.saving.load_model`."""
@@ -247,8 +278,7 @@ class MultiWorkerTrainer(_MixinBase):
         replica_batch = micro_batches.batch_dimension(data)
         size = (self._micro_batch_size if passes.training else None) or tf.maximum(replica_batch, 1)
         num_micro_batches = -(-replica_batch // size)
-        replica_id = tf.distribute.get_replica_context().replica_id_in_sync_group
-        first_index = replica_id * num_micro_batches
+        first_index = self._first_micro_batch(num_micro_batches)
 
         totals_of, zeros = passes.trace(micro_batches.slice_batch(data, 0, size), first_index)
         if self.run_eagerly:
@@ -268,12 +298,28 @@ class MultiWorkerTrainer(_MixinBase):
         gradients = totals.gradients if isinstance(totals, TrainingTotals) else []
         return totals._replace(reports=self._report(loss, gradients))
 
+    def _first_micro_batch(self, num_micro_batches: tf.Tensor | int) -> tf.Tensor:
+        """Returns the index of the replica's first micro-batch.
+
+        It counts the micro-batches of the global batch.
+
+        Args:
+            num_micro_batches: Those of this replica. It counts where the data were divided in
+                equal parts before they came here.
+        """
+        batch = global_batches.current()
+        if batch is None or not self._micro_batch_size:
+            replica_id = tf.distribute.get_replica_context().replica_id_in_sync_group
+            return replica_id * num_micro_batches
+        return tf.cast(batch.first_row // self._micro_batch_size, tf.int32)
+
     def _report(self, loss: tf.Tensor, gradients: list[tf.Tensor]) -> tf.Tensor:
         """Returns the table with this replica's report, see `step_record`."""
         gradient_norm = tf.sqrt(tf.reduce_sum(step_record.half_squared_norms(gradients)))
         row = tf.numpy_function(self.local_progress.report, [loss, gradient_norm], tf.float32)
         return step_record.table_of_one(
             row,
+            global_batches.identity(),
             tf.distribute.get_replica_context().replica_id_in_sync_group,
             self.distribute_strategy.num_replicas_in_sync,
         )
@@ -281,7 +327,13 @@ class MultiWorkerTrainer(_MixinBase):
     # ---- 2. the one exchange ----
 
     def _all_reduce(self, totals: Any) -> Any:
-        return updates.sum_over_replicas(totals, self._communication_options)
+        """Sums totals over replicas that have read the same batch."""
+        sums = updates.sum_over_replicas(totals, self._communication_options)
+        if global_batches.current() is None:
+            return sums
+        reports, identities = step_record.split_table(sums.reports)
+        with _after(self._agreement.check(identities)):
+            return tf.nest.map_structure(_same, sums._replace(reports=reports))
 
     # ---- 3. what every worker does with the same values ----
 
@@ -383,10 +435,15 @@ class MultiWorkerTrainer(_MixinBase):
         what is already equal everywhere.
         """
         strategy = self.distribute_strategy
+        kind = "training" if step_function == self.train_step else "evaluation"
         if own_steps.is_own(step_function):
             step_function = functools.partial(self._run_own_step, step_function)
 
         progress = self.local_progress
+
+        def replica_step(element: Any) -> Any:
+            with global_batches.entered(element, self._micro_batch_size) as data:
+                return step_function(data)
 
         @tf.autograph.experimental.do_not_convert
         def one_step(data: Any) -> Any:
@@ -394,7 +451,7 @@ class MultiWorkerTrainer(_MixinBase):
                 data_are_there = tf.numpy_function(progress.compute, [], [])
             with _after(data_are_there):  # the replicas' step waits for nothing but its data
                 data = tf.nest.map_structure(_same, data, expand_composites=True)
-            outputs = strategy.run(step_function, args=(data,))
+            outputs = strategy.run(replica_step, args=(data,))
             return tf.nest.map_structure(
                 lambda v: strategy.experimental_local_results(v)[0], outputs
             )
@@ -409,10 +466,10 @@ class MultiWorkerTrainer(_MixinBase):
                 with _after(outputs):
                     next_step_begins = tf.numpy_function(progress.wait_for_data, [], [])
                 with _after(next_step_begins):
-                    data = next(iterator)
+                    data = global_batches.next_element(iterator, strategy)
                 return index + 1, one_step(data)
 
-            outputs = one_step(next(iterator))
+            outputs = one_step(global_batches.next_element(iterator, strategy))
             if self.steps_per_execution == 1:
                 return outputs
             _, outputs = tf.while_loop(
@@ -427,10 +484,11 @@ class MultiWorkerTrainer(_MixinBase):
         if not self.run_eagerly:
             compiled_steps = tf.function(several_steps, reduce_retracing=True)
 
-        def function(iterator: Any) -> Any:
-            progress.wait_for_data()
+        def call(iterator: Any) -> Any:
             if not isinstance(iterator, (tf.data.Iterator, tf.distribute.DistributedIterator)):
-                return one_step(next(iterator))  # train_on_batch passes a generator
+                batch = next(iterator)  # train_on_batch passes a generator
+                is_whole = strategy.num_replicas_in_sync > 1
+                return one_step(global_batches.GlobalBatch(batch) if is_whole else batch)
             steps_before = progress.num_steps
             try:
                 outputs = compiled_steps(iterator)
@@ -442,6 +500,70 @@ class MultiWorkerTrainer(_MixinBase):
                 self._stop_training = bool(self.step_record.report().stop_training.any())
             return outputs
 
+        def function(iterator: Any) -> Any:
+            progress.wait_for_data()
+            with self._explained_disagreement(kind):
+                return call(iterator)
+
+        return function
+
+    @functools.cached_property
+    def _agreement(self) -> global_batches.Agreement:
+        return global_batches.Agreement(distribution.local_replicas(self.distribute_strategy))
+
+    @contextlib.contextmanager
+    def _explained_disagreement(self, kind: str) -> Iterator[None]:
+        """Explains the failure of a step on different data."""
+        try:
+            yield
+        except Exception:
+            if not self._agreement.has_failed:
+                raise
+            step = "a step"  # of evaluation, or of a model that has optimizers of its own
+            if kind == "training" and self.optimizer is not None:
+                step = f"step {int(self.optimizer.iterations.numpy()) + 1}"
+            raise self._agreement.error(f"{step} of {kind}") from None
+
+    def make_predict_function(self, force: bool = False) -> Any:
+        """Builds the function that `predict` calls.
+
+        Overrides keras/src/backend/tensorflow/trainer.py `make_predict_function`, which takes the
+        rows of replicas for those of another order, and has no elements without rows.
+        """
+        strategy = self.distribute_strategy
+        if strategy.num_replicas_in_sync == 1:
+            return super().make_predict_function(force)
+        if self.predict_function is not None and not force:
+            return self.predict_function
+        predict_step = self.predict_step
+        if self.jit_compile and not self.run_eagerly:
+            predict_step = tf.function(predict_step, jit_compile=True)
+
+        def replica_step(element: Any) -> Any:
+            with (
+                global_batches.entered(element, self._micro_batch_size) as data,
+                _after(self._agreement.exchange()),
+            ):
+                return predict_step(data)
+
+        @tf.autograph.experimental.do_not_convert
+        def one_step(element: Any) -> Any:
+            outputs = strategy.run(replica_step, args=(element,))
+            return tf.nest.map_structure(lambda v: strategy.gather(v, axis=0), outputs)
+
+        compiled_step = (
+            one_step if self.run_eagerly else tf.function(one_step, reduce_retracing=True)
+        )
+
+        def function(elements: list) -> Any:
+            elements = [e for e in elements if global_batches.has_data(e, strategy)]
+            if not elements:
+                raise StopIteration
+            with self._explained_disagreement("prediction"):
+                outputs = [compiled_step(element) for element in elements]
+            return tf.nest.map_structure(lambda *parts: tf.concat(parts, 0), *outputs)
+
+        self.predict_function = function
         return function
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
@@ -454,7 +576,9 @@ class MultiWorkerTrainer(_MixinBase):
         spec = data_batch
         if iterator is not None:
             dataset = private_api.dataset_of_iterator(iterator)
-            spec = tf.nest.map_structure(micro_batches.replica_spec, dataset.element_spec)
+            spec = dataset.element_spec
+            spec = spec.data if isinstance(spec, global_batches.ReplicaBatch) else spec
+            spec = tf.nest.map_structure(micro_batches.replica_spec, spec)
         with self.distribute_strategy.scope():
             try:
                 private_api.build_symbolically(self, spec)
@@ -472,6 +596,8 @@ class MultiWorkerTrainer(_MixinBase):
         if self._micro_batch_size and divisibility.is_known(self, self._losses_and_metrics):
             return
         batch = private_api.first_batch(iterator.data_adapter) if iterator else data_batch
+        if batch is None:  # the step will find it out, on all workers
+            return
         num_replicas = self.distribute_strategy.num_replicas_in_sync
         if own_steps.is_own(self.train_step):
 
