@@ -4,10 +4,11 @@ A single worker never starts a server. A `MultiWorkerMirroredStrategy` with one 
 advantage, and may end at a deadline of the coordination service (tensorflow#98217).
 """
 
+import contextlib
 import hashlib
 import random
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -183,6 +184,34 @@ def values_of_all_workers(strategy: tf.distribute.Strategy, values: Sequence[flo
 
     table = strategy.experimental_local_results(strategy.run(exchange))[0].numpy()
     return table[:: local_replicas(strategy)]
+
+
+@contextlib.contextmanager
+def together(strategy: tf.distribute.Strategy) -> Iterator[None]:
+    """Makes an error of one worker an error of all.
+
+    So no worker waits for one that has refused to go on. All workers must enter the block.
+
+    Args:
+        strategy: The strategy.
+
+    Raises:
+        ValueError: Another worker has raised one in the block.
+    """
+    error: ValueError | None = None
+    try:
+        yield
+    except ValueError as raised:
+        error = raised
+    if num_workers(strategy) > 1:
+        failed = np.flatnonzero(values_of_all_workers(strategy, [error is not None])[:, 0])
+        if error is None and failed.size:
+            error = ValueError(
+                f"Worker {failed[0]} has refused to begin. Its own message says why. "
+                f"Received: an error on worker {failed[0]}. Expected: none on any worker."
+            )
+    if error is not None:
+        raise error
 
 
 def local_replicas(strategy: tf.distribute.Strategy) -> int:

@@ -71,6 +71,15 @@ def all_layers(model: keras.Model) -> list[keras.layers.Layer]:
     return list(model._flatten_layers())
 
 
+def loss_metrics(model: keras.Model) -> list[keras.Variable]:
+    """Returns the variables of the losses of several outputs.
+
+    Upstream: keras/src/trainers/compile_utils.py, `CompileLoss.metrics`.
+    """
+    metrics = model._compile_loss.metrics if model._compile_loss else []
+    return [variable for metric in metrics for variable in metric.variables]
+
+
 def own_metrics(model: keras.Model) -> list[keras.metrics.Metric]:
     """Returns the metrics that the user gave.
 
@@ -490,7 +499,7 @@ Redraw = Callable[[Callable[[Any], tf.Tensor], Any], tf.Tensor]
 
 
 @contextlib.contextmanager
-def random_numbers(redraw: Redraw) -> Iterator[None]:
+def random_numbers(redraw: Redraw | None) -> Iterator[None]:
     """Passes draws of random numbers through a function.
 
     Those of `keras.random` and of all layers are meant, dropout included.
@@ -498,10 +507,11 @@ def random_numbers(redraw: Redraw) -> Iterator[None]:
 
     Args:
         redraw: Takes a function that draws a tensor of a given shape, and the shape that is
-            needed, a tuple or an int32 tensor. Returns a tensor of this shape.
+            needed, a tuple or an int32 tensor. Returns a tensor of this shape. None leaves draws
+            as they are.
     """
     before = getattr(_draws, "redraw", None)
-    _draws.redraw = redraw
+    _draws.redraw = redraw or before
     try:
         yield
     finally:

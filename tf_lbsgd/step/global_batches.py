@@ -23,6 +23,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_lbsgd import distribution, private_api
+from tf_lbsgd.step import micro_batches
 
 # Where an element stands in its data set.
 MORE_FOLLOW, LAST, NOTHING_AT_ALL, AFTER_THE_END = range(4)
@@ -358,6 +359,36 @@ def identity() -> tf.Tensor:
     if batch is None:
         return tf.zeros(0)
     return tf.concat([batch.fingerprint, [tf.cast(batch.place, tf.float32)]], 0)
+
+
+def rows_of_draws(data: Any) -> private_api.Redraw | None:
+    """Returns how a replica draws random numbers for its rows.
+
+    It draws them for the whole global batch and takes those of its rows. So a sample has the same
+    random numbers for any number of replicas.
+
+    Args:
+        data: This replica's part of the current batch.
+
+    Returns:
+        See `private_api.random_numbers`. None if there is no current batch.
+    """
+    batch = _current.batch
+    if batch is None:
+        return None
+    local_rows = tf.cast(micro_batches.batch_dimension(data), tf.int32)
+
+    def redraw(draw: Callable[[Any], tf.Tensor], shape: Any) -> tf.Tensor:
+        sizes = tf.unstack(tf.convert_to_tensor(shape, tf.int32))
+        if not sizes:
+            return draw(shape)
+        is_batch = sizes[0] == local_rows
+        num_rows = tf.where(is_batch, tf.cast(batch.num_rows, tf.int32), sizes[0])
+        start = tf.where(is_batch, tf.cast(batch.first_row, tf.int32), 0)
+        rows = draw([num_rows, *sizes[1:]])[start : start + sizes[0]]
+        return tf.reshape(rows, shape)  # what is known about the shape
+
+    return redraw
 
 
 class Agreement:

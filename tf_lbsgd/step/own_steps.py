@@ -58,6 +58,7 @@ class OwnStep:
         is_divided: Whether there are several replicas.
         averaged_metrics: See `passes.Passes`.
         is_trial: Whether gradients are only collected, for `divisibility`.
+        redraw: See `private_api.random_numbers`.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class OwnStep:
         is_divided: bool,
         averaged_metrics: frozenset[int] = frozenset(),
         is_trial: bool = False,
+        redraw: private_api.Redraw | None = None,
     ) -> None:
         variables = model.metrics_variables
         self.averaged_metrics = [v for v in variables if id(v) in averaged_metrics]
@@ -76,23 +78,24 @@ class OwnStep:
         self._step = step
         self._is_divided = is_divided
         self._is_trial = is_trial
+        self._redraw = redraw
         self._gradients: list[tf.Tensor] = []
         self._from_metrics: dict[int, tuple[keras.metrics.Metric, int, Any]] = {}
         self._equal_on_all_replicas: list[Any] = []
 
-    def run(self, data: Any, replica_id: tf.Tensor) -> tuple[Any, EvaluationTotals]:
+    def run(self, data: Any, micro_batch_index: tf.Tensor) -> tuple[Any, EvaluationTotals]:
         """Runs the user's step.
 
         Args:
             data: What the step is given, leaves [replica_batch, ...].
-            replica_id: int32 scalar.
+            micro_batch_index: int32 scalar. It enters the keys of random numbers.
 
         Returns:
             The logs of this replica, and the totals to add up over replicas.
         """
         self._num_samples = tf.cast(micro_batches.batch_dimension(data), tf.float32)
         self._proposals = Proposals(
-            self._model, replica_id, keep_metrics=not self._is_divided, weights=[]
+            self._model, micro_batch_index, keep_metrics=not self._is_divided, weights=[]
         )
         before = running()
         _running.step = self
@@ -101,6 +104,7 @@ class OwnStep:
                 self._proposals,
                 private_api.single_replica() as self._all_replicas,
                 private_api.gradients_passed_to(self._apply),
+                private_api.random_numbers(self._redraw),
                 self._noted_results(),
             ):
                 logs = self._step(data)

@@ -32,12 +32,13 @@ class Passes:
         is_divided: Whether a step may consist of several micro-batches.
         averaged_metrics: Ids of the variables of metrics whose value is a mean over samples, such
             as a count of batches. All others are sums over samples, as in the metrics of Keras.
+        redraw: See `private_api.random_numbers`.
 
     Attributes:
         training: As given.
         trained: Trainable variables that have a gradient.
         changed: Other variables that the passes assign, and trainable ones that layers assign.
-        averaged_metrics, summed_metrics: Variables of the metrics.
+        averaged_metrics, summed_metrics: Variables of the metrics, as `changed`.
     """
 
     def __init__(
@@ -48,12 +49,14 @@ class Passes:
         loss_scale: tf.Tensor,
         is_divided: bool,
         averaged_metrics: frozenset[int] = frozenset(),
+        redraw: private_api.Redraw | None = None,
     ) -> None:
         self.trained: list[keras.Variable] = []
         self.changed: list[keras.Variable] = []
-        variables = model.metrics_variables
-        self.averaged_metrics = [v for v in variables if id(v) in averaged_metrics]
-        self.summed_metrics = [v for v in variables if id(v) not in averaged_metrics]
+        self.averaged_metrics: list[keras.Variable] = []
+        self.summed_metrics: list[keras.Variable] = []
+        self._averaged = averaged_metrics
+        self._redraw = redraw
         self._model = model
         self.training = training
         self._loss_scale = loss_scale
@@ -92,6 +95,7 @@ class Passes:
         Returns:
             The mean loss, a float32 scalar, and the totals.
         """
+        self._divide_metrics(micro_batch)
         num_samples = tf.cast(micro_batches.batch_dimension(micro_batch), tf.float32)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             proposals = Proposals(
@@ -101,7 +105,11 @@ class Passes:
                 weights=list(self._model.trainable_weights),
                 tape=tape if self.training else None,
             )
-            with proposals, private_api.single_replica():
+            with (
+                proposals,
+                private_api.single_replica(),
+                private_api.random_numbers(self._redraw),
+            ):
                 loss = self._forward_pass(micro_batch, num_samples)
                 scaled_loss = loss * tf.cast(self._loss_scale, loss.dtype)
         loss = tf.reduce_sum(tf.cast(loss, tf.float32))  # Keras' loss of no sample has shape [0]
@@ -123,6 +131,19 @@ class Passes:
             num_micro_batches=tf.constant(1.0),
             weighted_squared_norms=num_samples * squared_norm,
         )
+
+    def _divide_metrics(self, micro_batch: Any) -> None:
+        """Tells metrics that are means over samples from sums.
+
+        Keras weighs the losses of several outputs by their numbers of samples only where it knows
+        them when it traces (keras/src/trainers/compile_utils.py, `CompileLoss`).
+        """
+        averaged = self._averaged
+        if not isinstance(micro_batches.batch_dimension(micro_batch), int):
+            averaged |= {id(v) for v in private_api.loss_metrics(self._model)}
+        variables = self._model.metrics_variables
+        self.averaged_metrics = [v for v in variables if id(v) in averaged]
+        self.summed_metrics = [v for v in variables if id(v) not in averaged]
 
     def _forward_pass(self, micro_batch: Any, num_samples: tf.Tensor) -> tf.Tensor:
         """Returns a micro-batch's mean loss, and updates the metrics."""

@@ -208,7 +208,7 @@ class MultiWorkerTrainer(_MixinBase):
         if own is not None:  # called by a user's train_step
             with own.left(data):
                 return own.note_equal(MultiWorkerTrainer.train_step(self, data))
-        passes = self._passes(training=True)
+        passes = self._passes(data, training=True)
         sums: TrainingTotals = self._all_reduce(self._local_totals(passes, data))
         totals = sums.means()
         norms = step_record.half_squared_norms(totals.gradients)
@@ -236,21 +236,23 @@ class MultiWorkerTrainer(_MixinBase):
         if own is not None:
             with own.left(data):
                 return own.note_equal(MultiWorkerTrainer.test_step(self, data))
-        passes = self._passes(training=False)
+        passes = self._passes(data, training=False)
         totals: EvaluationTotals = self._all_reduce(self._local_totals(passes, data))
         updates.merge_call(functools.partial(self._count, passes), totals.means())
         return self.get_metrics_result()
 
     def _run_own_step(self, step: Callable[[Any], Any], data: Any) -> Any:
         """Runs a step that the user wrote, on one replica."""
+        with _after(self._agreement.exchange()):  # before the user's step updates anything
+            data = tf.nest.map_structure(_same, data)
         own = OwnStep(
             self,
             step,
             is_divided=self.distribute_strategy.num_replicas_in_sync > 1,
             averaged_metrics=self._averaged_metrics or frozenset(),
+            redraw=global_batches.rows_of_draws(data),
         )
-        replica_id = tf.distribute.get_replica_context().replica_id_in_sync_group
-        logs, totals = own.run(data, replica_id)
+        logs, totals = own.run(data, self._first_micro_batch(None, num_micro_batches=1))
         reports = self._report(tf.constant(0.0), [])
         means = self._all_reduce(totals._replace(reports=reports)).means()
         updates.merge_call(functools.partial(self._count, own), means)
@@ -258,13 +260,15 @@ class MultiWorkerTrainer(_MixinBase):
 
     # ---- 1. what one replica adds up ----
 
-    def _passes(self, *, training: bool) -> Passes:
+    def _passes(self, data: Any, *, training: bool) -> Passes:
+        draws_rows = not (training and self._micro_batch_size) and not self.jit_compile
         return Passes(
             self,
             training=training,
             loss_scale=self._loss_scale(),
             is_divided=self._is_divided,
             averaged_metrics=self._averaged_metrics or frozenset(),
+            redraw=global_batches.rows_of_draws(data) if draws_rows else None,
         )
 
     def _local_totals(self, passes: Passes, data: Any) -> Any:
@@ -276,9 +280,10 @@ class MultiWorkerTrainer(_MixinBase):
             `TrainingTotals` or `EvaluationTotals`.
         """
         replica_batch = micro_batches.batch_dimension(data)
-        size = (self._micro_batch_size if passes.training else None) or tf.maximum(replica_batch, 1)
+        micro_batch_size = self._micro_batch_size if passes.training else None
+        size = micro_batch_size or tf.maximum(replica_batch, 1)
         num_micro_batches = -(-replica_batch // size)
-        first_index = self._first_micro_batch(num_micro_batches)
+        first_index = self._first_micro_batch(micro_batch_size, num_micro_batches)
 
         totals_of, zeros = passes.trace(micro_batches.slice_batch(data, 0, size), first_index)
         if self.run_eagerly:
@@ -298,20 +303,26 @@ class MultiWorkerTrainer(_MixinBase):
         gradients = totals.gradients if isinstance(totals, TrainingTotals) else []
         return totals._replace(reports=self._report(loss, gradients))
 
-    def _first_micro_batch(self, num_micro_batches: tf.Tensor | int) -> tf.Tensor:
-        """Returns the index of the replica's first micro-batch.
+    def _first_micro_batch(
+        self, micro_batch_size: int | None, num_micro_batches: tf.Tensor | int
+    ) -> tf.Tensor:
+        """Returns what enters the keys of the replica's random numbers.
 
-        It counts the micro-batches of the global batch.
+        It is the index of its first micro-batch in the global batch. Without micro-batches it is
+        0, and each replica draws the numbers of all rows (`global_batches.rows_of_draws`).
 
         Args:
+            micro_batch_size: That of this step.
             num_micro_batches: Those of this replica. It counts where the data were divided in
                 equal parts before they came here.
         """
         batch = global_batches.current()
-        if batch is None or not self._micro_batch_size:
+        if batch is None or (micro_batch_size is None and self.jit_compile):
             replica_id = tf.distribute.get_replica_context().replica_id_in_sync_group
             return replica_id * num_micro_batches
-        return tf.cast(batch.first_row // self._micro_batch_size, tf.int32)
+        if micro_batch_size is None:
+            return tf.constant(0)
+        return tf.cast(batch.first_row // micro_batch_size, tf.int32)
 
     def _report(self, loss: tf.Tensor, gradients: list[tf.Tensor]) -> tf.Tensor:
         """Returns the table with this replica's report, see `step_record`."""
@@ -588,7 +599,8 @@ class MultiWorkerTrainer(_MixinBase):
         for variable in self.metrics_variables:
             private_api.read_without_collective(variable.value)
         if self._is_divided and self._averaged_metrics is None:
-            self._check_division(iterator, data_batch)
+            with distribution.together(self.distribute_strategy):
+                self._check_division(iterator, data_batch)
 
     def _check_division(self, iterator: Any, data_batch: Any) -> None:
         """Refuses a model whose batches cannot be divided."""

@@ -37,12 +37,12 @@ def cross_entropy(y_true, y_pred):
     return keras.losses.sparse_categorical_crossentropy(y_true, y_pred, from_logits=True)
 
 
-def fitted(model, x=FEATURES, y=LABELS, *, loss=None, optimizer=None, metrics=(), **changes):
+def fitted(model, x=FEATURES, y=LABELS, *, loss=None, optimizer=None, metrics=None, **changes):
     compiling = {k: changes.pop(k) for k in list(changes) if k in ("steps_per_execution",)}
     model.compile(
         optimizer=optimizer or keras.optimizers.SGD(0.1, momentum=0.9),
         loss=loss or cross_entropy,
-        metrics=list(metrics),
+        metrics=metrics,
         **compiling,
     )
     history = model.fit(x, y, **{**FIT, **changes}).history
@@ -83,6 +83,21 @@ def added_losses():
             return x
 
     return fitted(network(Penalty(), keras.layers.ActivityRegularization(l2=0.0)))
+
+
+def losses_of_several_outputs():
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((5,))
+    x = keras.layers.Dense(8, activation="tanh")(inputs)
+    outputs = {"kind": keras.layers.Dense(3)(x), "size": keras.layers.Dense(1)(x)}
+    targets = {"kind": LABELS[:61], "size": FEATURES[:61, :1]}
+    return fitted(  # 61 samples, so that parts are unequal
+        MODEL(inputs, outputs),
+        FEATURES[:61],
+        targets,
+        loss={"kind": cross_entropy, "size": "mse"},
+        metrics={"kind": ["accuracy"], "size": ["mae"]},
+    )
 
 
 # ---- optimizers ----
@@ -154,6 +169,11 @@ def double_precision():
         keras.config.set_dtype_policy("float32")
 
 
+def random_numbers_in_layers():
+    layers = [keras.layers.Dropout(0.5, seed=1), keras.layers.GaussianNoise(0.1, seed=2)]
+    return fitted(network(*layers), validation_data=(FEATURES, LABELS))
+
+
 # ---- metrics ----
 
 
@@ -207,6 +227,7 @@ def two_networks_and_two_optimizers():
             self.generator = keras.Sequential([keras.Input((5,)), keras.layers.Dense(5)])
             layers = [keras.Input((5,)), keras.layers.Dense(6, "tanh"), keras.layers.Dense(1)]
             self.discriminator = keras.Sequential(layers)
+            self.seeds = keras.random.SeedGenerator(1)
             self.d_loss = keras.metrics.Mean(name="d_loss")
             self.g_loss = keras.metrics.Mean(name="g_loss")
 
@@ -220,7 +241,7 @@ def two_networks_and_two_optimizers():
 
         def train_step(self, real):
             size = keras.ops.shape(real)[0]
-            latent = real[:, ::-1]
+            latent = keras.random.normal((size, 5), seed=self.seeds)
             both = keras.ops.concatenate([self.generator(latent), real], axis=0)
             labels = keras.ops.concatenate([keras.ops.ones((size, 1)), keras.ops.zeros((size, 1))])
             with tf.GradientTape() as tape:
