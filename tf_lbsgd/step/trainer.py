@@ -189,8 +189,17 @@ class MultiWorkerTrainer(_MixinBase):
         return {**config, "micro_batch_size": self._micro_batch_size} if config else config
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
-        """Compiles the model with the result of `get_compile_config`."""
-        self.compile(**keras.saving.deserialize_keras_object(config))
+        """Compiles the model and creates the optimizer's variables.
+
+        A file's optimizer state has a place to go to then, as in Keras.
+
+        Args:
+            config: The result of `get_compile_config`.
+        """
+        with self.distribute_strategy.scope():
+            self.compile(**keras.saving.deserialize_keras_object(config))
+            if self.optimizer is not None and self.built:
+                self.optimizer.build(self.trainable_variables)
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Makes one weight update from this replica's samples.
