@@ -180,6 +180,7 @@ def stock_optimizer() -> keras.optimizers.Optimizer:
         pytest.param(
             "step/trainer.py", stock_model, {"_make_function", "_maybe_symbolic_build"}, id="model"
         ),
+        pytest.param("step/chief_writes.py", stock_model, set(), id="model's files"),
         pytest.param("step/audit.py", stock_model, set(), id="audited model"),
         pytest.param("step/metrics.py", keras.metrics.Mean, set(), id="metric"),
         pytest.param("optimizers/*.py", stock_optimizer, set(), id="optimizers"),

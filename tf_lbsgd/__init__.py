@@ -13,6 +13,8 @@ It is exact on any number of workers:
 See README.md for whole programs.
 """
 
+import importlib
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,7 +31,11 @@ if TYPE_CHECKING:
         WarmupPiecewiseConstantDecay,
         WarmupPolynomialDecay,
     )
-    from tf_lbsgd.step.trainer import DataParallelModel, MultiWorkerTrainer
+    from tf_lbsgd.step.trainer import (
+        DataParallelModel,
+        DataParallelSequential,
+        MultiWorkerTrainer,
+    )
     from tf_lbsgd.workers.cluster import Cluster
 
 __all__ = [
@@ -38,6 +44,7 @@ __all__ = [
     "BatchNormalization",
     "Cluster",
     "DataParallelModel",
+    "DataParallelSequential",
     "GradientNoiseScale",
     "MomentumCorrectedSGD",
     "MomentumSGD",
@@ -58,6 +65,7 @@ _MODULES = {
     "BatchNormalization": "tf_lbsgd.models.batch_normalization",
     "Cluster": "tf_lbsgd.workers.cluster",
     "DataParallelModel": "tf_lbsgd.step.trainer",
+    "DataParallelSequential": "tf_lbsgd.step.trainer",
     "GradientNoiseScale": "tf_lbsgd.callbacks",
     "LARS": "tf_lbsgd.optimizers",
     "MomentumCorrectedSGD": "tf_lbsgd.optimizers",
@@ -72,11 +80,30 @@ _MODULES = {
     "resnet": "tf_lbsgd.models",
 }
 
+# Saved models name classes of these modules, and Keras finds only what has been imported.
+_MODULES_OF_SAVED_CLASSES = (
+    "tf_lbsgd.models",
+    "tf_lbsgd.optimizers",
+    "tf_lbsgd.schedules",
+    "tf_lbsgd.step.trainer",
+)
+
+
+def _register_saved_classes() -> None:
+    """Lets Keras find the classes of saved models."""
+    if "keras" in sys.modules:
+        for module in _MODULES_OF_SAVED_CLASSES:
+            importlib.import_module(module)
+
+
 if not TYPE_CHECKING:  # to a type checker it would say that every name exists
 
     def __getattr__(name: str) -> object:
         if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        import importlib
+        value = getattr(importlib.import_module(_MODULES[name]), name)
+        _register_saved_classes()
+        return value
 
-        return getattr(importlib.import_module(_MODULES[name]), name)
+
+_register_saved_classes()

@@ -18,7 +18,9 @@ import tensorflow as tf
 from keras.src import tree
 from keras.src.backend.common import global_state
 from keras.src.backend.tensorflow import random as keras_random
+from keras.src.legacy.saving import legacy_h5_format
 from keras.src.optimizers.base_optimizer import BaseOptimizer
+from keras.src.saving import saving_lib
 from keras.src.trainers import data_adapters
 from keras.src.trainers.data_adapters import array_slicing
 from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
@@ -350,6 +352,49 @@ def wait_at_barrier(name: str, timeout_secs: float) -> None:
     context.context().wait_at_barrier(name, int(1000 * timeout_secs))
 
 
+# ---- files of models ----
+
+
+def redirect_writers(redirect: Callable[..., None]) -> None:
+    """Passes whatever Keras writes of a model through a function.
+
+    All public ways lead to these three functions: `Model.save`, `Model.save_weights`, and the
+    functions of `keras.saving` and `keras.models`, also where a program imported them by name.
+    Upstream: keras/src/saving/saving_lib.py, `save_model`, `save_weights_only`. In
+    keras/src/legacy/saving/legacy_h5_format.py, `save_model_to_hdf5`.
+
+    Args:
+        redirect: Takes the function of Keras, its model, its path and its other arguments.
+    """
+    for module, name in (
+        (saving_lib, "save_model"),
+        (saving_lib, "save_weights_only"),
+        (legacy_h5_format, "save_model_to_hdf5"),
+    ):
+        original = getattr(module, name)
+        setattr(module, name, functools.wraps(original)(functools.partial(redirect, original)))
+
+
+def redirect_reader(redirect: Callable[..., None]) -> None:
+    """Passes Keras' reads of weights through a function.
+
+    Upstream: keras/src/saving/saving_lib.py, `load_weights_only`.
+
+    Args:
+        redirect: Takes the function of Keras, its model, its path and its other arguments.
+    """
+    original = saving_lib.load_weights_only
+    saving_lib.load_weights_only = functools.wraps(original)(functools.partial(redirect, original))
+
+
+def name_of_backup_method() -> str:
+    """Returns the name of the method that writes a backup.
+
+    Upstream: keras/src/callbacks/backup_and_restore.py, `BackupAndRestore._save_model`.
+    """
+    return keras.callbacks.BackupAndRestore._save_model.__name__
+
+
 # ---- optimizers ----
 
 
@@ -564,6 +609,62 @@ def _redirect_random_numbers() -> None:
 
 
 _redirect_random_numbers()
+
+
+# ---- notes among workers ----
+
+
+def leave_note(key: str, text: str) -> None:
+    """Leaves a text that other workers can read.
+
+    It waits for none of them.
+    Upstream: tensorflow/python/eager/context.py, `Context.set_config_key_value`.
+
+    Args:
+        key: A key that no worker has used yet.
+        text: The text.
+
+    Raises:
+        tf.errors.OpError: The worker that keeps the notes has gone.
+    """
+    context.context().set_config_key_value(key, text)
+
+
+def remove_notes(key: str) -> None:
+    """Removes a note, or a folder of notes.
+
+    Upstream: tensorflow/python/eager/context.py, `Context.delete_config_key_value`.
+
+    Args:
+        key: The key, or the folder of several keys.
+
+    Raises:
+        tf.errors.OpError: The worker that keeps the notes has gone.
+    """
+    context.context().delete_config_key_value(key)
+
+
+def read_note(key: str, timeout_secs: float) -> str | None:
+    """Returns the text that a worker left.
+
+    It waits for the text.
+
+    Upstream: tensorflow/python/eager/context.py, `Context.get_config_key_value`.
+
+    Args:
+        key: The key of `leave_note`.
+        timeout_secs: How long to wait.
+
+    Returns:
+        The text, or None if it was not there in time.
+
+    Raises:
+        tf.errors.OpError: The worker that keeps the notes has gone.
+    """
+    try:
+        return context.context().get_config_key_value(key, round(1000 * timeout_secs))
+    except tf.errors.DeadlineExceededError:
+        return None
 
 
 # ---- values on several replicas ----

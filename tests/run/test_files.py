@@ -162,3 +162,25 @@ def test_only_errors_that_stay_are_bad_input(tmp_path):
         (tmp_path / "absent").read_bytes()
     with pytest.raises(OSError, match="No space"), files.refuse_bad_paths():
         raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path))
+
+
+def test_files_beside_move_when_all_are_written(tmp_path):
+    (tmp_path / "model.json").write_text("old")
+    with files.files_beside(tmp_path / "model.json") as path:
+        assert path.name == "model.json"
+        path.write_text("new")
+        path.with_name("part").write_text("part")
+        assert (tmp_path / "model.json").read_text() == "old"
+        assert not (tmp_path / "part").exists()
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {
+        "model.json": "new",
+        "part": "part",
+    }
+
+
+def test_files_beside_leave_the_old_file_after_an_error(tmp_path):
+    (tmp_path / "model.json").write_text("old")
+    with pytest.raises(KeyboardInterrupt), files.files_beside(tmp_path / "model.json") as path:
+        path.write_text("half")
+        raise KeyboardInterrupt
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"model.json": "old"}

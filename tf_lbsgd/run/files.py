@@ -10,6 +10,8 @@ import hashlib
 import json
 import os
 import re
+import shutil
+import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -110,6 +112,36 @@ def replace_file(path: Path, content: bytes, *, is_durable: bool = True) -> None
         raise
     if is_durable:
         _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def files_beside(path: Path) -> Iterator[Path]:
+    """Puts files in place when they are complete.
+
+    A writer that must write to a path itself writes beside the file that is there. No crash then
+    leaves half of a file under its name. What a killed writer leaves is in a folder `.partial-*`.
+
+    Args:
+        path: The file, in a folder that exists. A link is followed.
+
+    Yields:
+        Where to write, a path of the same name. Files that are written next to it move too, and
+        an index in JSON moves last.
+
+    Raises:
+        OSError: The disk is full or not writable. The file that was there is untouched.
+    """
+    target = Path(os.path.realpath(path))
+    folder = Path(tempfile.mkdtemp(prefix=".partial-", dir=target.parent))
+    try:
+        yield folder / target.name
+        for file in sorted(folder.iterdir(), key=lambda file: file.suffix == ".json"):
+            with file.open("rb") as content:
+                os.fsync(content.fileno())
+            os.replace(file, target.parent / file.name)
+        _sync_folder(target.parent)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def append_line(path: Path, line: str) -> None:

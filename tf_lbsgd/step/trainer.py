@@ -38,6 +38,7 @@ from tf_lbsgd.step import (
     step_record,
     updates,
 )
+from tf_lbsgd.step.chief_writes import ChiefWrites
 from tf_lbsgd.step.own_steps import OwnStep
 from tf_lbsgd.step.passes import Passes
 from tf_lbsgd.step.step_record import LocalProgress, StepRecord
@@ -45,12 +46,45 @@ from tf_lbsgd.step.totals import EvaluationTotals, TrainingTotals
 
 _MEAN_REDUCTIONS = ("sum_over_batch_size", "mean")
 
+# Keras prints the config of a class that it does not know. So the config says what to do.
+_HOW_TO_OPEN = "how_to_open"
+_ADVICE_TO_OPEN = (
+    "`from tf_lbsgd import DataParallelModel` before keras.saving.load_model. For a file that "
+    "opens without tf_lbsgd, save keras.Model(model.inputs, model.outputs), or use model.export."
+)
+
 
 # Type checkers see what the mixin is mixed into.
 _MixinBase: Any = keras.Model if TYPE_CHECKING else object
 
 
-class MultiWorkerTrainer(_MixinBase):
+class DividesData(_MixinBase):
+    """Divides the data of a call.
+
+    It comes after `ChiefWrites`, which has seen that all workers make the call.
+    """
+
+    def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
+        """Trains the model, see `keras.Model.fit` and `global_batches`."""
+        arguments = global_batches.divided(self, keras.Model.fit, *args, **kwargs)
+        if distribution.num_workers(self.distribute_strategy) > 1:
+            arguments["callbacks"] = _last_of_all(_StopTogether(), arguments["callbacks"])
+        return super().fit(**arguments)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluates the model, see `keras.Model.evaluate` and `global_batches`."""
+        arguments = global_batches.divided(self, keras.Model.evaluate, *args, **kwargs)
+        return super().evaluate(**arguments)
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns all outputs, in order and on every worker.
+
+        See `keras.Model.predict` and `global_batches`.
+        """
+        return super().predict(**global_batches.divided(self, keras.Model.predict, *args, **kwargs))
+
+
+class MultiWorkerTrainer(ChiefWrites, DividesData):
     """Gives a `keras.Model` an exact multi-worker `fit`, `evaluate` and `predict`.
 
     Put this mixin before `keras.Model` among the bases of a subclassed model, and create the model
@@ -94,6 +128,15 @@ class MultiWorkerTrainer(_MixinBase):
             self.local_progress.stop_training = wish
         if not wish or distribution.num_workers(self.distribute_strategy) == 1:
             self._stop_training = wish
+
+    def agree_on_stopping(self) -> None:
+        """Stops `fit` on all workers if a callback of one has asked for it.
+
+        All workers must call it.
+        """
+        wish = float(self.local_progress.stop_training)
+        wishes = distribution.values_of_all_workers(self.distribute_strategy, [wish])
+        self._stop_training = bool(wishes.any())
 
     def compile(
         self,
@@ -159,22 +202,6 @@ class MultiWorkerTrainer(_MixinBase):
         """Samples of a forward and backward pass."""
         return self._micro_batch_size
 
-    def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
-        """Trains the model, see `keras.Model.fit` and `global_batches`."""
-        return super().fit(**global_batches.divided(self, keras.Model.fit, *args, **kwargs))
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluates the model, see `keras.Model.evaluate` and `global_batches`."""
-        arguments = global_batches.divided(self, keras.Model.evaluate, *args, **kwargs)
-        return super().evaluate(**arguments)
-
-    def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """Returns all outputs, in order and on every worker.
-
-        See `keras.Model.predict` and `global_batches`.
-        """
-        return super().predict(**global_batches.divided(self, keras.Model.predict, *args, **kwargs))
-
     def predict_on_batch(self, x: Any) -> Any:
         """Returns a batch's outputs, in order and on every worker."""
         if self.distribute_strategy.num_replicas_in_sync == 1:
@@ -186,11 +213,24 @@ class MultiWorkerTrainer(_MixinBase):
     def get_compile_config(self) -> dict[str, Any]:
         """Returns the arguments of `compile`, for `keras.saving.load_model`."""
         config = super().get_compile_config()
-        return {**config, "micro_batch_size": self._micro_batch_size} if config else config
+        if not config:
+            return config
+        # Keras' legacy .h5 format removes the optimizer from the config for good.
+        optimizer = config.get("optimizer") or keras.saving.serialize_keras_object(self.optimizer)
+        return {**config, "optimizer": optimizer, "micro_batch_size": self._micro_batch_size}
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
-        """Compiles the model with the result of `get_compile_config`."""
-        self.compile(**keras.saving.deserialize_keras_object(config))
+        """Compiles the model and creates the optimizer's variables.
+
+        A file's optimizer state has a place to go to then, as in Keras.
+
+        Args:
+            config: The result of `get_compile_config`.
+        """
+        with self.distribute_strategy.scope():
+            self.compile(**keras.saving.deserialize_keras_object(config))
+            if self.optimizer is not None and self.built:
+                self.optimizer.build(self.trainable_variables)
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Makes one weight update from this replica's samples.
@@ -643,13 +683,61 @@ class DataParallelModel(MultiWorkerTrainer, keras.Model):
 
     It is the one line to change in a program that builds `keras.Model(inputs, outputs)` under
     `strategy.scope()`.
+
+    Raises:
+        ValueError: It is given a list of layers, which `DataParallelSequential` takes.
     """
+
+    def __new__(cls, *args: Any, **arguments: Any) -> Any:
+        """Refuses a list of layers."""
+        flat = keras.tree.flatten(args or arguments.get("layers", ()))
+        is_ours = cls.__init__ is DataParallelModel.__init__
+        if is_ours and flat and all(isinstance(i, keras.layers.Layer) for i in flat):
+            raise ValueError(
+                f"{cls.__name__} has inputs and outputs, as keras.Model. Received: a list of "
+                "layers. Expected: lbsgd.DataParallelSequential(layers), as keras.Sequential."
+            )
+        return super().__new__(cls, *args, **arguments)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the config, and how to open the file."""
+        return {_HOW_TO_OPEN: _ADVICE_TO_OPEN, **super().get_config()}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
+        """Creates a model from the result of `get_config`."""
+        config = {name: value for name, value in config.items() if name != _HOW_TO_OPEN}
+        return super().from_config(config, custom_objects)
 
     if TYPE_CHECKING:  # Keras has no types, so a checker would accept any argument
 
         def __init__(
             self, inputs: Any, outputs: Any, *, name: str | None = None, trainable: bool = True
         ) -> None: ...
+
+
+@keras.saving.register_keras_serializable(package="tf_lbsgd")
+class DataParallelSequential(MultiWorkerTrainer, keras.Sequential):
+    """A `keras.Sequential` that trains by `MultiWorkerTrainer`.
+
+    It takes what `keras.Sequential` takes: a list of layers.
+    """
+
+
+class _StopTogether(keras.callbacks.Callback):
+    """Makes all workers stop after an epoch if one wants to."""
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Exchanges who wants to stop, after all other callbacks."""
+        self.model.agree_on_stopping()
+
+
+def _last_of_all(callback: keras.callbacks.Callback, callbacks: Any) -> Any:
+    """Adds a callback to what `fit` is given."""
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        callbacks.append(callback)
+        return callbacks
+    return [*keras.tree.flatten(callbacks or []), callback]
 
 
 def _say_that_a_step_is_skipped() -> tf.Operation:

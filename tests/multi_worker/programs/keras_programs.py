@@ -319,6 +319,17 @@ def stops_where_one_worker_wants_to():
     return fitted(network(), callbacks=[StopOne()])
 
 
+def stops_after_an_epoch_where_one_worker_wants_to():
+    is_chief = '"index": 1' not in os.environ.get("TF_CONFIG", "")
+
+    class StopOne(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if is_chief and epoch == 1:
+                self.model.stop_training = True
+
+    return fitted(network(), epochs=5, callbacks=[StopOne()])
+
+
 def run(case):
     try:
         return case()
