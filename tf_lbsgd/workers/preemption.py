@@ -30,13 +30,16 @@ class PreemptionNotice:
 
     Attributes:
         received: Turns true with the first signal and stays true.
+        number: The signal that was received last.
         status: Exit status of a process that ends because of the notice. It is `INTERRUPTED` after
             Ctrl-C, and `PREEMPTED` otherwise.
     """
 
     def __init__(self, nothing_lost: str = "before the first step: nothing was lost.") -> None:
         self.received = False
+        self.number = signal.SIGTERM
         self.status = PREEMPTED
+        self._saving = _SAVING
         self._nothing_lost = nothing_lost
         self._is_heeded = False
         self._terminal: int | None = None
@@ -68,8 +71,13 @@ class PreemptionNotice:
             for number in _signals_to_take():
                 signal.signal(number, self._handle)
 
-    def heed(self) -> None:
-        """Promises that the caller reads `received` and ends the process."""
+    def heed(self, saving: str = _SAVING) -> None:
+        """Promises that the caller reads `received` and ends the process.
+
+        Args:
+            saving: What to say at the first Ctrl-C.
+        """
+        self._saving = saving
         self._is_heeded = True
 
     def _wait(self, signals: set[signal.Signals]) -> None:
@@ -86,11 +94,12 @@ class PreemptionNotice:
         is_interrupt = number == signal.SIGINT
         is_second = is_interrupt and self.status == INTERRUPTED
         self.status = INTERRUPTED if is_interrupt else self.status
+        self.number = signal.Signals(number)
         self.received = True
         if not self._is_heeded:
             self._end(f"{'Interrupted' if is_interrupt else 'Preempted'} {self._nothing_lost}")
         if is_interrupt and not is_second:
-            self._say(_SAVING)
+            self._say(self._saving)
         return is_second
 
     def _end(self, sentence: str) -> None:
