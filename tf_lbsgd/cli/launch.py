@@ -33,7 +33,7 @@ _PASSED_ON = "Interrupted: the workers are told to end. Press Ctrl-C again to en
 
 
 def main(argv: list[str]) -> None:
-    """Runs a command of the user, or a binary of this package."""
+    """Runs the command of a user, or a binary."""
     own = flag_definitions.take_launch_options()
     if commands.is_command(argv[1:]):
         run_command(own, argv[1:])
