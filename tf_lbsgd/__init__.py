@@ -24,10 +24,12 @@ if TYPE_CHECKING:
     from tf_lbsgd.models.batch_normalization import BatchNormalization
     from tf_lbsgd.optimizers import LARS, MomentumCorrectedSGD, MomentumSGD
     from tf_lbsgd.run.recipe import Recipe
+    from tf_lbsgd.scaling_rules import large_batch
     from tf_lbsgd.schedules import (
         WarmupCosineDecay,
         WarmupPiecewiseConstantDecay,
         WarmupPolynomialDecay,
+        WarmupScaledSchedule,
     )
     from tf_lbsgd.step.trainer import DataParallelModel, MultiWorkerTrainer
     from tf_lbsgd.workers.cluster import Cluster
@@ -47,7 +49,9 @@ __all__ = [
     "WarmupCosineDecay",
     "WarmupPiecewiseConstantDecay",
     "WarmupPolynomialDecay",
+    "WarmupScaledSchedule",
     "create_strategy",
+    "large_batch",
     "resnet",
 ]
 
@@ -68,7 +72,9 @@ _MODULES = {
     "WarmupCosineDecay": "tf_lbsgd.schedules",
     "WarmupPiecewiseConstantDecay": "tf_lbsgd.schedules",
     "WarmupPolynomialDecay": "tf_lbsgd.schedules",
+    "WarmupScaledSchedule": "tf_lbsgd.schedules",
     "create_strategy": "tf_lbsgd.distribution",
+    "large_batch": "tf_lbsgd.scaling_rules",
     "resnet": "tf_lbsgd.models",
 }
 

@@ -344,6 +344,18 @@ def wait_at_barrier(name: str, timeout_secs: float) -> None:
 # ---- optimizers ----
 
 
+def learning_rate_of(optimizer: keras.optimizers.Optimizer) -> Any:
+    """Returns what an optimizer was given as its learning rate.
+
+    It is a schedule, a variable or a callable. The public property has the current value.
+    Upstream: keras/src/optimizers/base_optimizer.py, `BaseOptimizer._learning_rate`.
+
+    Args:
+        optimizer: The optimizer, not a loss-scaling wrapper.
+    """
+    return optimizer._learning_rate
+
+
 def variable_index(optimizer: keras.optimizers.Optimizer, variable: tf.Variable) -> int:
     """Returns the position of a variable in the optimizer.
 

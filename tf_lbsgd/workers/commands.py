@@ -1,4 +1,4 @@
-"""Prepares a user's own command, which the launcher runs on every worker."""
+"""Prepares a command of the user for the launcher."""
 
 import errno
 import os
@@ -11,7 +11,7 @@ _PYTHONS = ("python", "python3")
 
 
 def is_command(arguments: Sequence[str]) -> bool:
-    """Tells whether arguments are a command and not flags of a binary."""
+    """Tells whether arguments are a command and not flags."""
     return bool(arguments) and not arguments[0].startswith("-")
 
 
@@ -48,7 +48,7 @@ def refusal(program: str, reason: str, expected: str = "a program") -> ValueErro
 
 
 def default_run_dir(command: Sequence[str]) -> str:
-    """Returns the folder of logs of a command that was given none.
+    """Returns a folder for the logs of a command.
 
     It is runs/NAME. The name is that of the Python file or module, else that of the program.
     """
@@ -68,7 +68,7 @@ def is_about_program(error: OSError) -> bool:
 
 
 def _why_not_found(program: str) -> tuple[str, str]:
-    """Returns why a program cannot be executed, and what is expected."""
+    """Returns why a program cannot be executed, and alternatives."""
     path = Path(program)
     if path.is_dir():
         return "a folder.", "a program"

@@ -220,7 +220,7 @@ def _share_of_threads(num_workers: int) -> dict[str, str]:
 
 
 def visible_gpus() -> list[str]:
-    """Returns the names of the NVIDIA GPUs that this process may use.
+    """Returns the names of the NVIDIA GPUs for this process.
 
     They are those of CUDA_VISIBLE_DEVICES, else the indices of all that the system has. TensorFlow
     is not started for that.

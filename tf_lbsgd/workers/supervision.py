@@ -49,7 +49,7 @@ class Progress(Protocol):
 
 
 class RunProgress:
-    """Takes a newer step among the checkpoints of `train` as progress."""
+    """Takes newer checkpoints of `train` as progress."""
 
     killed = "Preempted before the first step: nothing was lost."
     late = (
@@ -113,7 +113,7 @@ class CommandProgress:
         """Allows everything, since a command may need no folder."""
 
     def is_made(self) -> bool:
-        """Tells whether a file is newer, or the attempt was long."""
+        """Tells whether a checkpoint is newer or the attempt long."""
         before, self._newest_ns = self._newest_ns, self._time_of_newest()
         return self._newest_ns > before or time.monotonic() - self._start >= _LONG_ATTEMPT_SECS
 
@@ -128,7 +128,7 @@ class CommandProgress:
 
 
 def time_of_change(path: Path) -> int:
-    """Returns the time of a file in ns, or 0 if it is gone."""
+    """Returns the time of a file in ns, or 0."""
     try:
         return path.stat().st_mtime_ns
     except OSError:
