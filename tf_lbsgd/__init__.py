@@ -16,6 +16,7 @@ See README.md for whole programs.
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from tf_lbsgd import callbacks
     from tf_lbsgd.callbacks import GradientNoiseScale
     from tf_lbsgd.distribution import create_strategy
     from tf_lbsgd.input_pipeline.source import Source
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     )
     from tf_lbsgd.step.trainer import DataParallelModel, MultiWorkerTrainer
     from tf_lbsgd.workers.cluster import Cluster
+    from tf_lbsgd.workers.preflight import meet
 
 __all__ = [
     "LARS",
@@ -50,8 +52,10 @@ __all__ = [
     "WarmupPiecewiseConstantDecay",
     "WarmupPolynomialDecay",
     "WarmupScaledSchedule",
+    "callbacks",
     "create_strategy",
     "large_batch",
+    "meet",
     "resnet",
 ]
 
@@ -75,14 +79,18 @@ _MODULES = {
     "WarmupScaledSchedule": "tf_lbsgd.schedules",
     "create_strategy": "tf_lbsgd.distribution",
     "large_batch": "tf_lbsgd.scaling_rules",
+    "meet": "tf_lbsgd.workers.preflight",
     "resnet": "tf_lbsgd.models",
 }
+_FOLDERS = ("callbacks",)  # whose names are used as lbsgd.callbacks.NAME
 
 if not TYPE_CHECKING:  # to a type checker it would say that every name exists
 
     def __getattr__(name: str) -> object:
-        if name not in _MODULES:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         import importlib
 
+        if name in _FOLDERS:
+            return importlib.import_module(f"{__name__}.{name}")
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return getattr(importlib.import_module(_MODULES[name]), name)

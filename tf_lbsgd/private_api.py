@@ -110,6 +110,19 @@ def compute_loss(
     )
 
 
+def set_initial_epoch(model: keras.Model, epoch: int | None) -> None:
+    """Makes `fit` begin at an epoch.
+
+    It counts if `on_train_begin` of a callback sets it, as `BackupAndRestore` does.
+    Upstream: keras/src/trainers/trainer.py, `Trainer._initial_epoch`.
+
+    Args:
+        model: The model of `fit`.
+        epoch: Index from 0. None or 0: the epoch that `fit` was given.
+    """
+    model._initial_epoch = epoch
+
+
 def update_loss_metric(model: keras.Model, loss: tf.Tensor, num_samples: tf.Tensor) -> None:
     """Adds a mean loss to the metric named "loss".
 

@@ -111,10 +111,11 @@ def large_batch(
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         optimizer = MomentumSGD(_checked_rate(optimizer), momentum=0.9, nesterov=True)
     scale = _scale(optimizer, scaling, ratio)
+    updates = int(optimizer.iterations.numpy())
     require(
-        int(optimizer.iterations) == 0,
+        updates == 0,
         "optimizer",
-        f"{optimizer.name} after {int(optimizer.iterations)} updates",
+        f"{optimizer.name} after {updates} updates",
         "an optimizer before its first update, since the warmup begins there",
     )
     schedule = _scaled(_rate_of(optimizer), scale, warmup_steps, schedule_steps, ratio)

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+from typing import Any
 
 from tf_lbsgd.workers.exits import INTERRUPTED, PREEMPTED
 
@@ -40,6 +41,7 @@ class PreemptionNotice:
         self.number = signal.SIGTERM
         self.status = PREEMPTED
         self._saving = _SAVING
+        self._handlers: dict[signal.Signals, Any] = {}
         self._nothing_lost = nothing_lost
         self._is_heeded = False
         self._terminal: int | None = None
@@ -69,7 +71,16 @@ class PreemptionNotice:
         if self._terminal is None:
             self._terminal = _duplicate_of_terminal()
             for number in _signals_to_take():
-                signal.signal(number, self._handle)
+                self._handlers[number] = signal.signal(number, self._handle)
+
+    def stop_listening(self) -> None:
+        """Gives the signals of `listen_without_thread` back."""
+        if self._terminal is not None:
+            for number, handler in self._handlers.items():
+                # None: it was taken by a library that is not Python.
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            os.close(self._terminal)
+            self._terminal = None
 
     def heed(self, saving: str = _SAVING) -> None:
         """Promises that the caller reads `received` and ends the process.
