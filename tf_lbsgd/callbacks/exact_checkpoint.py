@@ -86,7 +86,8 @@ class ExactCheckpoint(StepCallback):
 
         Args:
             source: A data set of batches, in the same order whenever it is read. Or a function
-                that returns the data set of an epoch, from its index, an int64 scalar:
+                that returns the data set of an epoch, from its index, an int64 scalar. All epochs
+                have as many batches, unless TensorFlow does not know their number:
 
                     lambda epoch: images.shuffle(50_000, seed=epoch).batch(256)
 
@@ -95,8 +96,8 @@ class ExactCheckpoint(StepCallback):
                 `seed=epoch` or with random operations.
         """
         make = source if callable(source) else lambda _: source
-        first, second = (_first_crc(make(tf.constant(0, tf.int64))) for _ in range(2))
-        if first != second:
+        read = [make(tf.constant(0, tf.int64)) for _ in range(2)]
+        if _first_crc(read[0]) != _first_crc(read[1]):
             raise refusal(
                 "The data must be a function of the epoch, to be continued in the middle.",
                 "two readings that begin with different batches",
@@ -104,7 +105,11 @@ class ExactCheckpoint(StepCallback):
                 "operations that are stateless and take the epoch in their seed",
             )
         self._data = _ObservedData(make, current_epoch=lambda: self.position.epoch)
-        return self._data.dataset()
+        steps_per_epoch = read[0].cardinality()
+        data = self._data.dataset()
+        if steps_per_epoch < 0:  # not known, or endless
+            return data
+        return data.apply(tf.data.experimental.assert_cardinality(steps_per_epoch))
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Restores the newest checkpoint."""
