@@ -325,7 +325,9 @@ class _ObservedData:
 
     def dataset(self) -> tf.data.Dataset:
         """Returns a data set of the current epoch."""
-        return tf.data.Dataset.range(1).flat_map(self._read_epoch)
+        options = tf.data.Options()
+        options.deterministic = True  # or parallel reads may change the order
+        return tf.data.Dataset.range(1).flat_map(self._read_epoch).with_options(options)
 
     def crc_of(self, batch: int) -> int | None:
         """Returns the checksum of a batch of this epoch."""

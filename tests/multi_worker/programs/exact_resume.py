@@ -104,10 +104,13 @@ def fit(name, *added, epochs=EPOCHS, in_mid_epoch=True, every_steps=2, **argumen
     train = DATA.batch(8)
     if in_mid_epoch:
         train = robust.dataset(lambda epoch: DATA.shuffle(45, seed=epoch).batch(8))
+    # On one thread, the tuning thread would delay the end of every data set by up to a minute.
+    options = tf.data.Options()
+    options.autotune.enabled = False
     try:
         history = model.fit(
-            train,
-            validation_data=DATA.batch(20),
+            train.with_options(options),
+            validation_data=DATA.batch(20).with_options(options),
             epochs=epochs,
             callbacks=[plateau, *robust, *added],
             verbose=0,
