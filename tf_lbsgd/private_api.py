@@ -123,6 +123,19 @@ def set_initial_epoch(model: keras.Model, epoch: int | None) -> None:
     model._initial_epoch = epoch
 
 
+def prepare_monitor(callback: keras.callbacks.Callback) -> None:
+    """Makes a stock callback ready to compare a metric, if it does.
+
+    Keras does so at the end of the first epoch, and resets the best value then.
+    Upstream: keras/src/callbacks/monitor_callback.py, `MonitorCallback._set_monitor_op`.
+
+    Args:
+        callback: A callback in `fit`, after the metrics are built.
+    """
+    if hasattr(callback, "_set_monitor_op") and callback.monitor_op is None:
+        callback._set_monitor_op()
+
+
 def update_loss_metric(model: keras.Model, loss: tf.Tensor, num_samples: tf.Tensor) -> None:
     """Adds a mean loss to the metric named "loss".
 

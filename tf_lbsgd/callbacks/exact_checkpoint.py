@@ -131,6 +131,8 @@ class ExactCheckpoint(StepCallback):
         """Restores what Keras resets at the start of an epoch."""
         super().on_epoch_begin(epoch)
         private_api.set_initial_epoch(self.model, None)
+        for callback in self._state_of:  # now, or it would reset what is restored
+            private_api.prepare_monitor(callback)
         restored, self._restored = self._restored, checkpoints.Checkpoint(step=0, arrays={})
         if not restored.step:
             return
