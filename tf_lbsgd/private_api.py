@@ -124,7 +124,7 @@ def set_initial_epoch(model: keras.Model, epoch: int | None) -> None:
 
 
 def prepare_monitor(callback: keras.callbacks.Callback) -> None:
-    """Makes a stock callback ready to compare a metric, if it does.
+    """Makes a stock callback ready to compare metrics.
 
     Keras does so at the end of the first epoch, and resets the best value then.
     Upstream: keras/src/callbacks/monitor_callback.py, `MonitorCallback._set_monitor_op`.

@@ -78,6 +78,7 @@ class ExactCheckpoint(StepCallback):
         self._history: list[dict[str, float]] = []
         self._restored = checkpoints.Checkpoint(step=0, arrays={})
         self._has_begun = False
+        self._found: checkpoints.Checkpoint | None = None
         self._replay_left = 0
         self._metrics: dict[str, np.ndarray] | None = None  # during an evaluation
 
@@ -104,7 +105,14 @@ class ExactCheckpoint(StepCallback):
                 "resume.dataset(lambda epoch: ...shuffle(n, seed=epoch)...), with random "
                 "operations that are stateless and take the epoch in their seed",
             )
-        self._data = _ObservedData(make, current_epoch=lambda: self.position.epoch)
+        self._found = self._newest()
+        first_epoch = self._found.epoch_so_far.get("epoch", 0)
+
+        def current_epoch() -> int:
+            # The trainer may look at the data before `fit` tells its callbacks of the model.
+            return first_epoch if self.model is None else max(first_epoch, self.position.epoch)
+
+        self._data = _ObservedData(make, current_epoch)
         steps_per_epoch = read[0].cardinality()
         data = self._data.dataset()
         if steps_per_epoch < 0:  # not known, or endless
@@ -186,8 +194,7 @@ class ExactCheckpoint(StepCallback):
 
     def _load(self) -> checkpoints.Checkpoint:
         """Returns the newest checkpoint, the same one as all workers."""
-        found = checkpoints.load_newest_checkpoint(self._folder)
-        newest = found or checkpoints.Checkpoint(step=0, arrays={})
+        newest, self._found = self._found or self._newest(), None
         strategy = self.model.distribute_strategy
         (step,) = distribution.values_of_chief(strategy, [newest.step])
         is_same = distribution.all_workers_agree(strategy, step == newest.step)
@@ -203,6 +210,11 @@ class ExactCheckpoint(StepCallback):
                 "The folder holds a run of `train`.", str(self._folder), "a run_dir of this program"
             )
         return newest
+
+    def _newest(self) -> checkpoints.Checkpoint:
+        """Returns the newest complete checkpoint, or one of step 0."""
+        found = checkpoints.load_newest_checkpoint(self._folder)
+        return found or checkpoints.Checkpoint(step=0, arrays={})
 
     def _restore(self) -> None:
         """Sets variables and position, before the first step."""
