@@ -197,7 +197,7 @@ class ExactCheckpoint(StepCallback):
         newest, self._found = self._found or self._newest(), None
         strategy = self.model.distribute_strategy
         (step,) = distribution.values_of_chief(strategy, [newest.step])
-        is_same = distribution.all_workers_agree(strategy, step == newest.step)
+        is_same = distribution.values_of_all_workers(strategy, [step == newest.step]).all()
         if not is_same:
             raise refusal(
                 "The workers see different checkpoints.",
@@ -276,7 +276,8 @@ class ExactCheckpoint(StepCallback):
         """Refuses other data than before, on all workers."""
         assert self._data is not None
         is_same = self._data.crc_of(batch) == self._batch_crc or not self.is_chief
-        if not distribution.all_workers_agree(self.model.distribute_strategy, is_same):
+        strategy = self.model.distribute_strategy
+        if not distribution.values_of_all_workers(strategy, [is_same]).all():
             raise refusal(
                 "The data are not those of the run that was saved.",
                 f"another batch {batch} in epoch {self.position.epoch}",
