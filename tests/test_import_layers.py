@@ -22,7 +22,7 @@ FLOORS = (
     ("preparation",),
     ("provenance", "callbacks"),
     ("step", "input_pipeline", "checkpoints"),
-    ("distribution",),
+    ("distribution", "scaling_rules"),
     ("optimizers", "schedules", "models"),
     ("private_api",),
     ("workers",),

@@ -27,14 +27,15 @@ def imports_for_type_checkers() -> dict[str, str]:
 
 
 def test_the_three_lists_of_names_agree():
-    assert imports_for_type_checkers() == lbsgd._MODULES
-    assert set(lbsgd.__all__) == {"Cluster", "Recipe", *lbsgd._MODULES}
+    folders = dict.fromkeys(lbsgd._FOLDERS, "tf_lbsgd")
+    assert imports_for_type_checkers() == lbsgd._MODULES | folders
+    assert set(lbsgd.__all__) == {"Cluster", "Recipe", *lbsgd._MODULES, *folders}
 
 
 @pytest.mark.parametrize("name", lbsgd.__all__)
 def test_every_name_can_be_imported(name):
     value = getattr(lbsgd, name)
-    assert value.__name__ == name
+    assert value.__name__ == (f"tf_lbsgd.{name}" if name in lbsgd._FOLDERS else name)
     if name in lbsgd._MODULES:
         assert value is getattr(importlib.import_module(lbsgd._MODULES[name]), name)
 

@@ -18,6 +18,7 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from tf_lbsgd import callbacks
     from tf_lbsgd.callbacks import GradientNoiseScale
     from tf_lbsgd.distribution import create_strategy
     from tf_lbsgd.input_pipeline.source import Source
@@ -26,10 +27,12 @@ if TYPE_CHECKING:
     from tf_lbsgd.models.batch_normalization import BatchNormalization
     from tf_lbsgd.optimizers import LARS, MomentumCorrectedSGD, MomentumSGD
     from tf_lbsgd.run.recipe import Recipe
+    from tf_lbsgd.scaling_rules import large_batch
     from tf_lbsgd.schedules import (
         WarmupCosineDecay,
         WarmupPiecewiseConstantDecay,
         WarmupPolynomialDecay,
+        WarmupScaledSchedule,
     )
     from tf_lbsgd.step.trainer import (
         DataParallelModel,
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
         MultiWorkerTrainer,
     )
     from tf_lbsgd.workers.cluster import Cluster
+    from tf_lbsgd.workers.preflight import meet
 
 __all__ = [
     "LARS",
@@ -54,7 +58,11 @@ __all__ = [
     "WarmupCosineDecay",
     "WarmupPiecewiseConstantDecay",
     "WarmupPolynomialDecay",
+    "WarmupScaledSchedule",
+    "callbacks",
     "create_strategy",
+    "large_batch",
+    "meet",
     "resnet",
 ]
 
@@ -76,9 +84,13 @@ _MODULES = {
     "WarmupCosineDecay": "tf_lbsgd.schedules",
     "WarmupPiecewiseConstantDecay": "tf_lbsgd.schedules",
     "WarmupPolynomialDecay": "tf_lbsgd.schedules",
+    "WarmupScaledSchedule": "tf_lbsgd.schedules",
     "create_strategy": "tf_lbsgd.distribution",
+    "large_batch": "tf_lbsgd.scaling_rules",
+    "meet": "tf_lbsgd.workers.preflight",
     "resnet": "tf_lbsgd.models",
 }
+_FOLDERS = ("callbacks",)  # whose names are used as lbsgd.callbacks.NAME
 
 # Saved models name classes of these modules, and Keras finds only what has been imported.
 _MODULES_OF_SAVED_CLASSES = (
@@ -99,6 +111,8 @@ def _register_saved_classes() -> None:
 if not TYPE_CHECKING:  # to a type checker it would say that every name exists
 
     def __getattr__(name: str) -> object:
+        if name in _FOLDERS:
+            return importlib.import_module(f"{__name__}.{name}")
         if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = getattr(importlib.import_module(_MODULES[name]), name)

@@ -121,6 +121,32 @@ def compute_loss(
     )
 
 
+def set_initial_epoch(model: keras.Model, epoch: int | None) -> None:
+    """Makes `fit` begin at an epoch.
+
+    It counts if `on_train_begin` of a callback sets it, as `BackupAndRestore` does.
+    Upstream: keras/src/trainers/trainer.py, `Trainer._initial_epoch`.
+
+    Args:
+        model: The model of `fit`.
+        epoch: Index from 0. None or 0: the epoch that `fit` was given.
+    """
+    model._initial_epoch = epoch
+
+
+def prepare_monitor(callback: keras.callbacks.Callback) -> None:
+    """Makes a stock callback ready to compare metrics.
+
+    Keras does so at the end of the first epoch, and resets the best value then.
+    Upstream: keras/src/callbacks/monitor_callback.py, `MonitorCallback._set_monitor_op`.
+
+    Args:
+        callback: A callback in `fit`, after the metrics are built.
+    """
+    if hasattr(callback, "_set_monitor_op") and callback.monitor_op is None:
+        callback._set_monitor_op()
+
+
 def update_loss_metric(model: keras.Model, loss: tf.Tensor, num_samples: tf.Tensor) -> None:
     """Adds a mean loss to the metric named "loss".
 
@@ -396,6 +422,18 @@ def name_of_backup_method() -> str:
 
 
 # ---- optimizers ----
+
+
+def learning_rate_of(optimizer: keras.optimizers.Optimizer) -> Any:
+    """Returns what an optimizer was given as its learning rate.
+
+    It is a schedule, a variable or a callable. The public property has the current value.
+    Upstream: keras/src/optimizers/base_optimizer.py, `BaseOptimizer._learning_rate`.
+
+    Args:
+        optimizer: The optimizer, not a loss-scaling wrapper.
+    """
+    return optimizer._learning_rate
 
 
 def variable_index(optimizer: keras.optimizers.Optimizer, variable: tf.Variable) -> int:

@@ -257,10 +257,7 @@ def create_callbacks(
         Activity(watchdog, position),  # before any callback that may take long
         MetricsRestorer(restored.select("metrics/") if position.step_in_epoch else {}),
         NonFinitePolicy(  # before anything of a bad step is recorded or saved
-            position,
-            options.non_finite,
-            max_skipped_steps=options.max_skipped_steps,
-            replicas_per_worker=distribution.replicas_per_worker(),
+            options.non_finite, max_skipped_steps=options.max_skipped_steps, position=position
         ),
         *([WeightAveraging()] if prepared.plan.recipe.ema_momentum else []),
         *(callbacks_of_chief(prepared, position, restored) if prepared.cluster.is_chief else []),
@@ -285,7 +282,9 @@ def callbacks_of_chief(
         *([stragglers] if stragglers else []),  # the recorder reads it
         noise,  # adds to the logs that the recorder writes
         recorder,
-        TensorBoardScalars(run_folder, position),  # reads what the recorder wrote
+        TensorBoardScalars(  # reads what the recorder wrote
+            run_folder.tensorboard, position, lambda _: scalars_of_epoch(run_folder)
+        ),
         ProgressBar(position, recipe.epochs),
         CheckpointWriter(  # also saves the sums of the recorder and the noise so far
             run_folder,
@@ -299,6 +298,19 @@ def callbacks_of_chief(
             },
         ),
     ]
+
+
+def scalars_of_epoch(run_folder: RunFolder) -> dict[str, float]:
+    """Returns what TensorBoard shows of the newest epoch."""
+    latest = run_folder.read_metrics()[-1]
+    names = (
+        "train_top_1_error",
+        "validation_top_1_error",
+        "validation_loss",
+        "images_per_second",
+        "gradient_noise_scale",
+    )
+    return {name: latest[name] for name in names if latest[name] is not None}
 
 
 def finish_epoch(

@@ -24,9 +24,7 @@ def create_model(optimizer=None):
 
 def fit(model, images, policy, max_skipped_steps=2):
     position = types.SimpleNamespace(step=7)
-    callback = NonFinitePolicy(
-        position, policy, max_skipped_steps=max_skipped_steps, replicas_per_worker=1
-    )
+    callback = NonFinitePolicy(policy, max_skipped_steps=max_skipped_steps, position=position)
     model.fit(images, LABELS, batch_size=8, verbose=0, callbacks=[callback])
 
 

@@ -320,6 +320,21 @@ CASES = {
     "launch: stray argument": Case("launch", ("--", *RUN, "now"), ("Received: now",)),
     "launch: no workers": Case("launch", ("--num_workers=0", "--", *RUN), ("num_workers=0",)),
     "launch: worker flags before --": Case("launch", RUN, ("'dataset'",)),
+    "launch: run_dir of train before --": Case(
+        "launch", ("--run_dir=PLACE/run", "--", *RECIPE), ("comes after `--`", "PLACE/run")
+    ),
+    "launch: no such command": Case("launch", ("--", "lbsgd-none", "x"), ("lbsgd-none", "PATH")),
+    "launch: file that is no program": Case(
+        "launch", ("--", "PLACE/file", "--run_dir=PLACE/run"), ("PLACE/file", "chmod +x PLACE/file")
+    ),
+    "launch: folder as a command": Case("launch", ("--", "PLACE/empty"), ("a folder",)),
+    "launch: command without --": Case("launch", ("ls", "PLACE"), ("-- ls PLACE",)),
+    "launch: command and binary": Case(
+        "launch", ("--binary=doctor", "--", "ls"), ("--binary=doctor", "command ls")
+    ),
+    "launch: run_dir of a command is a file": Case(
+        "launch", ("--run_dir=PLACE/file", "--", "ls"), ("PLACE/file is a file",)
+    ),
     "launch: launcher flags after --": Case(
         "launch", ("--", *RUN, "--num_workers=2"), ("'num_workers'",)
     ),

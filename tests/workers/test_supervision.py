@@ -44,7 +44,9 @@ def no_delays(monkeypatch):
     return delays
 
 
-def supervise(folder, script, max_restarts=2, num_workers=2, notice=None, grace_secs=10.0):
+def supervise(
+    folder, script, max_restarts=2, num_workers=2, notice=None, grace_secs=10.0, progress=None
+):
     workers = LocalWorkers(
         command=[sys.executable, "-c", PRELUDE + script, str(folder.path)],
         logs=[folder.log(index) for index in range(num_workers)],
@@ -55,6 +57,7 @@ def supervise(folder, script, max_restarts=2, num_workers=2, notice=None, grace_
         workers,
         folder,
         notice or PreemptionNotice(),
+        progress=progress or supervision.RunProgress(folder),
         max_restarts=max_restarts,
         final_statuses=(MISCONFIGURED, PREEMPTED),
         grace_secs=grace_secs,

@@ -5,13 +5,12 @@ It says how large a minibatch is useful.
 
 from typing import Any
 
-import keras
-
+from tf_lbsgd.callbacks.fit_position import StepCallback
 from tf_lbsgd.callbacks.training_position import TrainingPosition
 from tf_lbsgd.step import gradient_noise
 
 
-class GradientNoiseScale(keras.callbacks.Callback):
+class GradientNoiseScale(StepCallback):
     """Adds `gradient_noise_scale` to the logs of each epoch, in samples.
 
     See `gradient_noise` for the definition. It works with every `MultiWorkerTrainer`, also in the
@@ -22,7 +21,7 @@ class GradientNoiseScale(keras.callbacks.Callback):
     the gradient.
 
     Args:
-        position: Current position in the run. None if epochs never resume in the middle.
+        position: Position of a run of `train`. None: the position in the model's `fit`.
         epoch_so_far: Result of `epoch_so_far()` for an epoch that was interrupted.
 
     Raises:
@@ -34,8 +33,7 @@ class GradientNoiseScale(keras.callbacks.Callback):
         position: TrainingPosition | None = None,
         epoch_so_far: dict[str, float] | None = None,
     ) -> None:
-        super().__init__()
-        self._position = position
+        super().__init__(position)
         self._begin(**(epoch_so_far or {}))
 
     def _begin(self, variance: float = 0.0, squared_gradient: float = 0.0) -> None:
@@ -45,21 +43,13 @@ class GradientNoiseScale(keras.callbacks.Callback):
         """Returns what a run that resumes in this epoch needs."""
         return {"variance": self._variance, "squared_gradient": self._squared_gradient}
 
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Refuses a model that cannot measure the noise."""
-        if not hasattr(self.model, "step_record"):
-            raise ValueError(
-                "Only a model with micro-batches can measure its gradient noise. Received: "
-                f"{type(self.model).__name__}. Expected: a DataParallelModel, or a model with the "
-                "mixin MultiWorkerTrainer."
-            )
-
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Resets the sums, unless the epoch resumes in the middle."""
-        if self._position is None or self._position.step_in_epoch == 0:
+        super().on_epoch_begin(epoch)
+        if self.position.step_in_epoch == 0:
             self._begin()
 
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+    def after_step(self, batch: int, logs: dict[str, Any] | None) -> None:
         """Adds the noise and the signal of the step."""
         record = self.model.step_record
         self._variance += float(record.gradient_variance.numpy())
@@ -71,3 +61,4 @@ class GradientNoiseScale(keras.callbacks.Callback):
             logs["gradient_noise_scale"] = gradient_noise.noise_scale(
                 self._variance, self._squared_gradient
             )
+        self._begin()  # a program that is saved now continues with the next epoch

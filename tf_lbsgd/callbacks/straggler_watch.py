@@ -3,8 +3,10 @@
 from collections import deque
 from typing import Any
 
-import keras
 import numpy as np
+
+from tf_lbsgd import distribution
+from tf_lbsgd.callbacks.fit_position import StepCallback
 
 _WINDOW_STEPS = 20
 _MIN_STEPS = 10
@@ -14,7 +16,7 @@ _SLOW_SHARE = 0.75
 _SLOW_SECS = 0.01
 
 
-class StragglerWatch(keras.callbacks.Callback):
+class StragglerWatch(StepCallback):
     """Compares the step times of workers and names stragglers.
 
     The time of a worker is its wait for data and its computation, without the wait for others. The
@@ -23,14 +25,15 @@ class StragglerWatch(keras.callbacks.Callback):
     exclude chance, it must also have been slower in three of four steps, and by 10 ms.
 
     Args:
-        num_workers: Number of workers, at least 2.
+        num_workers: Number of workers. None: as many as the strategy has. One worker has no
+            stragglers.
 
     Attributes:
         slowest_worker: Slowest worker of the last 20 steps. None before the tenth step.
         slowest_worker_ratio: Its time divided by the median time of the others.
     """
 
-    def __init__(self, num_workers: int) -> None:
+    def __init__(self, num_workers: int | None = None) -> None:
         super().__init__()
         self._num_workers = num_workers
         self._seconds: deque[np.ndarray] = deque(maxlen=_WINDOW_STEPS)
@@ -38,12 +41,22 @@ class StragglerWatch(keras.callbacks.Callback):
         self.slowest_worker: int | None = None
         self.slowest_worker_ratio: float | None = None
 
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Counts the workers."""
+        super().on_train_begin()
+        if self._num_workers is None:
+            num_replicas = self.model.distribute_strategy.num_replicas_in_sync
+            self._num_workers = num_replicas // distribution.replicas_per_worker()
+
+    def after_step(self, batch: int, logs: dict[str, Any] | None) -> None:
         """Adds a step, and prints a new straggler's name."""
+        num_workers = self._num_workers
+        if num_workers is None or num_workers == 1:
+            return
         report = self.model.step_record.report()
         by_replica = np.stack([report.data_seconds, report.compute_seconds])
         # [2, num_workers]: a worker is as slow as its slowest replica.
-        self._seconds.append(by_replica.reshape(2, self._num_workers, -1).max(axis=2))
+        self._seconds.append(by_replica.reshape(2, num_workers, -1).max(axis=2))
         if len(self._seconds) < _MIN_STEPS:
             return
         medians = np.median(self._seconds, axis=0)

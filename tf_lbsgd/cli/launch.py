@@ -2,8 +2,10 @@ r"""Runs several workers on this machine.
 
     python -m tf_lbsgd.cli.launch --num_workers=2 -- --flagfile=flags/quickstart.flags \
         --run_dir=runs/quickstart
+    python -m tf_lbsgd.cli.launch --num_workers=2 --run_dir=runs/own -- python own.py --its --flags
 
-The flags before `--` are those of the launcher. The flags after it go to every worker, and
+The flags before `--` are those of the launcher. If a word without a dash follows it, that is the
+command that every worker runs. Otherwise the flags after it go to `train` on every worker, and
 `python -m tf_lbsgd.cli.train --help` lists them. All of them are checked before the first worker
 starts.
 
@@ -12,6 +14,7 @@ checkpoint and exit. The same command then continues the run. A second Ctrl-C en
 """
 
 import sys
+from collections.abc import Sequence
 
 from tf_lbsgd.workers.preemption import PreemptionNotice
 
@@ -21,18 +24,73 @@ if __name__ == "__main__":
 
 from tf_lbsgd.cli import flag_definitions, process
 from tf_lbsgd.run.folder import RunFolder
-from tf_lbsgd.workers import exits, launcher, network_namespace, supervision
+from tf_lbsgd.run.options import LaunchOptions
+from tf_lbsgd.workers import commands, exits, launcher, network_namespace, supervision
 
 flag_definitions.define_launcher_flags()
 
+_PASSED_ON = "Interrupted: the workers are told to end. Press Ctrl-C again to end them at once."
+
 
 def main(argv: list[str]) -> None:
-    """Checks the workers' flags, then runs the workers.
-
-    The checks are those that a worker makes.
-    """
+    """Runs the command of a user, or a binary."""
     own = flag_definitions.take_launch_options()
+    if commands.is_command(argv[1:]):
+        run_command(own, argv[1:])
+    else:
+        run_own_binary(own, argv)
+
+
+def run_command(own: LaunchOptions, command: Sequence[str]) -> None:
+    """Runs a command on every worker.
+
+    Raises:
+        ValueError: The command cannot be started, or its run folder cannot be written.
+    """
+    if sys.argv[-len(command) - 1] != "--":  # else its flags would be taken for the launcher's
+        raise ValueError(
+            f"Put `--` before the command. Received: {' '.join(command)} without it Expected: "
+            f"launch --num_workers={own.num_workers} -- {' '.join(command)}"
+        )
+    if own.binary != "train":
+        raise ValueError(
+            f"Run a binary or a command. Received: --binary={own.binary}, and the command "
+            f"{' '.join(command)} Expected: one of them."
+        )
+    resolved = commands.resolve(command)
+    run_folder = RunFolder(own.run_dir or commands.default_run_dir(command))
+    run_folder.check_writable()
+    if own.isolate_network:
+        network_namespace.try_to_isolate()
+    gpus = launcher.visible_gpus()
+    if 0 < len(gpus) < own.num_workers:
+        print(
+            f"Warning: {own.num_workers} workers cannot share {len(gpus)} GPUs, so they run on the "
+            "CPU. Use at most as many workers as GPUs.",
+            file=sys.stderr,
+        )
+    workers = launcher.LocalWorkers(
+        command=resolved,
+        logs=[run_folder.log(index) for index in range(own.num_workers)],
+        environment={},
+        gpus_per_worker=len(gpus) // own.num_workers,
+        passes_signals_on=True,
+    )
+    _NOTICE.heed(_PASSED_ON)
+    supervise(workers, run_folder, supervision.CommandProgress(run_folder.path), own)
+
+
+def run_own_binary(own: LaunchOptions, argv: list[str]) -> None:
+    """Checks the flags of a binary, and runs it.
+
+    The checks are those that a worker makes. Every worker runs the binary.
+    """
     binary, num_workers = own.binary, own.num_workers
+    if own.run_dir is not None:
+        raise ValueError(
+            f"--run_dir of {binary} comes after `--`. Received: --run_dir={own.run_dir} before it. "
+            f"Expected: launch ... -- --run_dir={own.run_dir}, or a command after `--`."
+        )
     flag_definitions.define_flags_of(binary)
     process.parse_flags(argv)  # the flags after `--`
     run_folder = RunFolder(flag_definitions.require_run_dir())
@@ -42,7 +100,7 @@ def main(argv: list[str]) -> None:
     elif binary == "evaluate":
         run_folder.read_recipe()
     run_folder.check_writable()
-    if own.isolate_network:
+    if own.isolate_network is not False:
         network_namespace.try_to_isolate()  # now: TensorFlow's threads would stay outside
     with process.hold_standard_error():
         from tf_lbsgd import distribution, preparation
@@ -57,26 +115,30 @@ def main(argv: list[str]) -> None:
         environment=process.launcher_environment(),
         gpus_per_worker=gpus_per_worker,
     )
-    supervise(workers, run_folder, own.max_restarts, own.grace_secs)
+    _NOTICE.heed()
+    supervise(workers, run_folder, supervision.RunProgress(run_folder), own)
 
 
 def supervise(
-    workers: launcher.LocalWorkers, run_folder: RunFolder, max_restarts: int, grace_secs: float
+    workers: launcher.LocalWorkers,
+    run_folder: RunFolder,
+    progress: supervision.Progress,
+    own: LaunchOptions,
 ) -> None:
     """Runs the workers and restarts them when they fail.
 
     If they still fail after the last restart, the process exits with the status of the first
     worker that failed. After a notice it exits with the status of the notice.
     """
-    _NOTICE.heed()
     try:
         supervision.supervise(
             workers,
             run_folder,
             _NOTICE,
-            max_restarts=max_restarts,
+            progress=progress,
+            max_restarts=own.max_restarts,
             final_statuses=(exits.MISCONFIGURED, exits.PREEMPTED, exits.INTERRUPTED),
-            grace_secs=grace_secs,
+            grace_secs=own.grace_secs,
         )
     except launcher.WorkerFailedError as failure:
         if _NOTICE.received and failure.is_due_to_notice:

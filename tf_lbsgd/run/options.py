@@ -141,13 +141,21 @@ class LaunchOptions:
     )
     binary: Literal["train", "evaluate", "doctor"] = setting(
         fields.one_of(("train", "evaluate", "doctor")),
-        "Binary that every worker runs.",
+        "Binary that every worker runs, unless a command follows `--`.",
         default="train",
+    )
+    run_dir: str | None = setting(
+        fields.text(),
+        "Folder for the logs of a command that follows `--`. A newer checkpoint in it counts as "
+        "progress. Unset: runs/NAME, with the name of the program. A binary has this flag itself, "
+        "after `--`.",
+        default=None,
+        is_optional=True,
     )
     max_restarts: int = setting(
         fields.integer(0),
         "Number of restarts in a row, after failures, that may bring no newer checkpoint. 0: never "
-        "restart.",
+        "restart. An attempt of 10 minutes of a command that follows `--` counts as progress too.",
         default=0,
     )
     grace_secs: float = setting(
@@ -155,12 +163,13 @@ class LaunchOptions:
         "Seconds that the workers may take to save and exit after SIGTERM.",
         default=30.0,
     )
-    isolate_network: bool = setting(
+    isolate_network: bool | None = setting(
         fields.boolean(),
         "Run the workers in a network that only they can use. Other processes cannot reach them, "
         "and they cannot reach other machines. Set it to false if the data are read over the "
-        "network.",
-        default=True,
+        "network. Unset: true for a binary, false for a command that follows `--`.",
+        default=None,
+        is_optional=True,
     )
 
     def __post_init__(self) -> None:

@@ -39,10 +39,11 @@ class NonFiniteError(RunStoppedError):
     """
 
 
-class PreemptedError(RunStoppedError):
+class PreemptedError(SystemExit):
     """A worker was preempted or interrupted.
 
-    The run is saved and can be continued.
+    All workers end the run after the same step. A program that does not catch it ends with its
+    status.
 
     Attributes:
         status: Exit status of this process, `PREEMPTED` or `INTERRUPTED`.
@@ -50,4 +51,4 @@ class PreemptedError(RunStoppedError):
 
     def __init__(self, message: str, status: int = PREEMPTED) -> None:
         super().__init__(message)
-        self.status = status
+        self.code = self.status = status

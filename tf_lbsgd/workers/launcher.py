@@ -18,14 +18,26 @@ from pathlib import Path
 
 import psutil
 
+from tf_lbsgd.workers import commands
 from tf_lbsgd.workers.cluster import Cluster
-from tf_lbsgd.workers.exits import PREEMPTED
+from tf_lbsgd.workers.exits import INTERRUPTED, PREEMPTED
 from tf_lbsgd.workers.failures import Cause, Ending, first_failure
+from tf_lbsgd.workers.orphans import OrphanGuard
 from tf_lbsgd.workers.preemption import PreemptionNotice
 
 _POLL_SECS = 0.1
 # Workers that lost a peer end within a second of each other.
 _QUIET_SECS = 5.0
+_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+# Of a worker that saved and ended, was killed before our code ran, or took longer than it may. A
+# shell gives 128 and the signal.
+_AFTER_NOTICE = (
+    PREEMPTED,
+    INTERRUPTED,
+    None,
+    *(-number for number in _SIGNALS),
+    *(128 + number for number in _SIGNALS),
+)
 
 
 class WorkerFailedError(RuntimeError):
@@ -43,8 +55,7 @@ class WorkerFailedError(RuntimeError):
     def __init__(self, first: Ending, others: Sequence[Ending]) -> None:
         self.first = first
         self.status = first.status
-        # It saved and ended, or was killed before our code ran, or took longer than it may.
-        self.is_due_to_notice = first.status in (PREEMPTED, -signal.SIGTERM, None)
+        self.is_due_to_notice = first.status in _AFTER_NOTICE
         words = "\n".join(f"  | {line}" for line in first.last_words())
         lines = [f"{first.describe()}. The end of {first.log}:", words]
         lines += [f"Then: {other.describe()}." for other in others if other.status]
@@ -55,7 +66,8 @@ class WorkerFailedError(RuntimeError):
 class LocalWorkers:
     """Runs the workers of a cluster on this machine.
 
-    Use it in a `with` block. The end of the block ends every process that is still there.
+    Use it in a `with` block. The end of the block ends every process that is still there, and so
+    does the end of this process.
 
     Attributes:
         command: Program and arguments, the same for all workers.
@@ -63,12 +75,15 @@ class LocalWorkers:
             standard output there.
         environment: Variables to add to the environment of this process.
         gpus_per_worker: How many GPUs each worker gets for itself. With 0 it runs on the CPU.
+        passes_signals_on: Whether the workers get the signal that was received. Otherwise they
+            get SIGTERM, whatever it was.
     """
 
     command: Sequence[str]
     logs: Sequence[Path]
     environment: dict[str, str]
     gpus_per_worker: int
+    passes_signals_on: bool = False
 
     def __enter__(self) -> "LocalWorkers":
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -77,20 +92,23 @@ class LocalWorkers:
         cluster = local_cluster(len(self.logs))
         with contextlib.ExitStack() as on_error:
             on_error.callback(_end_processes, self._processes)
+            self._guard = on_error.enter_context(OrphanGuard())
             for task_index, log in enumerate(self.logs):
                 mine = dataclasses.replace(cluster, task_index=task_index)
                 self._processes.append(self._start(mine, log))
+                self._guard.watch(self._processes[-1].pid)
             on_error.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
         _end_processes(self._processes)
+        self._guard.end()
 
     def wait(self, notice: PreemptionNotice, grace_secs: float) -> None:
         """Waits until all workers are done.
 
         Args:
-            notice: When it is received, the workers get SIGTERM, so that they save and end.
+            notice: When it is received, the workers get a signal, so that they save and end.
             grace_secs: Time that they have for it.
 
         Raises:
@@ -100,7 +118,7 @@ class LocalWorkers:
         while len(self._endings) < len(self._processes) and time.monotonic() < deadline:
             news = self._poll()
             if notice.received and deadline == math.inf:
-                self._send(signal.SIGTERM)
+                self._send(notice.number if self.passes_signals_on else signal.SIGTERM)
                 deadline = time.monotonic() + grace_secs
             elif not notice.received and any(ending.status for ending in news):
                 ends_others = (Cause.KILLED in {ending.cause for ending in news}) or any(
@@ -138,6 +156,11 @@ class LocalWorkers:
             process.send_signal(number)
 
     def _start(self, cluster: Cluster, log: Path) -> "subprocess.Popen[bytes]":
+        """Starts a worker.
+
+        Raises:
+            ValueError: The program of the command cannot be executed.
+        """
         log.parent.mkdir(parents=True, exist_ok=True)
         environment = {
             **_share_of_threads(len(self.logs)),
@@ -147,14 +170,20 @@ class LocalWorkers:
             "TF_CONFIG": cluster.to_tf_config(),  # SLURM's variables do not count then
         }
         with log.open("ab") as file:
-            return subprocess.Popen(
-                self.command,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=None if cluster.is_chief else file,
-                stderr=file,
-                start_new_session=True,  # Ctrl-C reaches only the launcher, which tells them
-            )
+            try:
+                return subprocess.Popen(
+                    self.command,
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=None if cluster.is_chief else file,
+                    stderr=file,
+                    start_new_session=True,  # Ctrl-C reaches only the launcher, which tells them
+                )
+            except OSError as error:
+                if not commands.is_about_program(error):
+                    raise
+                reason = f"which the system cannot execute ({error.strerror})."
+                raise commands.refusal(self.command[0], reason) from error
 
 
 def local_cluster(num_workers: int) -> Cluster:
@@ -188,6 +217,19 @@ def _share_of_threads(num_workers: int) -> dict[str, str]:
     return dict.fromkeys(
         ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"), threads
     )
+
+
+def visible_gpus() -> list[str]:
+    """Returns the names of the NVIDIA GPUs for this process.
+
+    They are those of CUDA_VISIBLE_DEVICES, else the indices of all that the system has. TensorFlow
+    is not started for that.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in visible.split(",") if name and name != "-1"]
+    count = sum(path.name[6:].isdigit() for path in Path("/dev").glob("nvidia*"))
+    return [str(index) for index in range(count)]
 
 
 def _share_of_gpus(task_index: int, gpus_per_worker: int) -> dict[str, str]:

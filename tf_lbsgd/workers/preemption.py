@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+from typing import Any
 
 from tf_lbsgd.workers.exits import INTERRUPTED, PREEMPTED
 
@@ -30,13 +31,17 @@ class PreemptionNotice:
 
     Attributes:
         received: Turns true with the first signal and stays true.
+        number: The signal that was received last.
         status: Exit status of a process that ends because of the notice. It is `INTERRUPTED` after
             Ctrl-C, and `PREEMPTED` otherwise.
     """
 
     def __init__(self, nothing_lost: str = "before the first step: nothing was lost.") -> None:
         self.received = False
+        self.number = signal.SIGTERM
         self.status = PREEMPTED
+        self._saving = _SAVING
+        self._handlers: dict[signal.Signals, Any] = {}
         self._nothing_lost = nothing_lost
         self._is_heeded = False
         self._terminal: int | None = None
@@ -66,10 +71,24 @@ class PreemptionNotice:
         if self._terminal is None:
             self._terminal = _duplicate_of_terminal()
             for number in _signals_to_take():
-                signal.signal(number, self._handle)
+                self._handlers[number] = signal.signal(number, self._handle)
 
-    def heed(self) -> None:
-        """Promises that the caller reads `received` and ends the process."""
+    def stop_listening(self) -> None:
+        """Gives the signals of `listen_without_thread` back."""
+        if self._terminal is not None:
+            for number, handler in self._handlers.items():
+                # None: it was taken by a library that is not Python.
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            os.close(self._terminal)
+            self._terminal = None
+
+    def heed(self, saving: str = _SAVING) -> None:
+        """Promises that the caller reads `received` and ends the process.
+
+        Args:
+            saving: What to say at the first Ctrl-C.
+        """
+        self._saving = saving
         self._is_heeded = True
 
     def _wait(self, signals: set[signal.Signals]) -> None:
@@ -86,11 +105,12 @@ class PreemptionNotice:
         is_interrupt = number == signal.SIGINT
         is_second = is_interrupt and self.status == INTERRUPTED
         self.status = INTERRUPTED if is_interrupt else self.status
+        self.number = signal.Signals(number)
         self.received = True
         if not self._is_heeded:
             self._end(f"{'Interrupted' if is_interrupt else 'Preempted'} {self._nothing_lost}")
         if is_interrupt and not is_second:
-            self._say(_SAVING)
+            self._say(self._saving)
         return is_second
 
     def _end(self, sentence: str) -> None:

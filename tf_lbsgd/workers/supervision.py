@@ -2,13 +2,15 @@
 
 They continue from the newest complete checkpoint. A run may fail any number of times as long as it
 makes progress in between. A run that fails at the same place again and again is ended, since
-another restart would fail as well.
+another restart would fail as well. What counts as progress depends on what the workers run.
 """
 
 import datetime
 import sys
 import time
 from collections.abc import Collection
+from pathlib import Path
+from typing import Protocol
 
 from tf_lbsgd.run.folder import RunFolder
 from tf_lbsgd.workers.exits import PREEMPTED
@@ -17,6 +19,120 @@ from tf_lbsgd.workers.preemption import PreemptionNotice
 
 _LONGEST_DELAY_SECS = 60.0
 _POLL_SECS = 0.1
+_LONG_ATTEMPT_SECS = 600.0
+# Of Keras, TensorFlow and this package. Logs and event files grow without any progress.
+_CHECKPOINT_SUFFIXES = (".ckpt", ".h5", ".index", ".keras", ".npz")
+
+
+class Progress(Protocol):
+    """Tells how far workers have come.
+
+    Attributes:
+        killed: What to say of workers that a notice killed.
+        late: What to say of workers that did not end after a notice.
+    """
+
+    killed: str
+    late: str
+
+    def begin_attempt(self) -> None:
+        """Notes that the workers start."""
+
+    def check_folder(self, failure: WorkerFailedError) -> None:
+        """Raises ValueError if another attempt would begin anew."""
+
+    def is_made(self) -> bool:
+        """Tells whether there was progress since the last call."""
+
+    def describe(self) -> str:
+        """Returns where the next attempt continues, if known."""
+
+
+class RunProgress:
+    """Takes newer checkpoints of `train` as progress."""
+
+    killed = "Preempted before the first step: nothing was lost."
+    late = (
+        "The workers did not end within --grace_secs and were killed. The same command "
+        "continues from the newest checkpoint."
+    )
+
+    def __init__(self, run_folder: RunFolder) -> None:
+        self._run_folder = run_folder
+        self._has_begun = run_folder.holds_run
+        self._step = run_folder.newest_checkpoint_step()
+
+    def begin_attempt(self) -> None:
+        """Does nothing, since only steps count."""
+
+    def check_folder(self, failure: WorkerFailedError) -> None:
+        """Refuses to go on without the run folder.
+
+        Raises:
+            ValueError: It was removed while its run was under way.
+        """
+        folder = self._run_folder
+        # The workers' logs were made before their run began.
+        self._has_begun = self._has_begun or folder.holds_run or not folder.log(0).exists()
+        if self._has_begun and not folder.holds_run:
+            print(failure, file=sys.stderr, flush=True)  # a report would make the folder again
+            folder.check_still_there()
+
+    def is_made(self) -> bool:
+        """Tells whether a newer step was saved."""
+        before, self._step = self._step, max(self._step, self._run_folder.newest_checkpoint_step())
+        return self._step > before
+
+    def describe(self) -> str:
+        """Returns the step that was saved."""
+        return f", from step {self._step}"
+
+
+class CommandProgress:
+    """Judges the progress of a user's own command.
+
+    A newer file of a checkpoint in the folder is progress, and so is an attempt of 10 minutes.
+
+    Args:
+        folder: Folder in which the command may save checkpoints.
+    """
+
+    killed = "The signal ended the workers."
+    late = "The workers did not end within --grace_secs and were killed."
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._newest_ns = self._time_of_newest()
+        self._start = time.monotonic()
+
+    def begin_attempt(self) -> None:
+        """Starts the clock."""
+        self._start = time.monotonic()
+
+    def check_folder(self, failure: WorkerFailedError) -> None:
+        """Allows everything, since a command may need no folder."""
+
+    def is_made(self) -> bool:
+        """Tells whether a checkpoint is newer or the attempt long."""
+        before, self._newest_ns = self._newest_ns, self._time_of_newest()
+        return self._newest_ns > before or time.monotonic() - self._start >= _LONG_ATTEMPT_SECS
+
+    def describe(self) -> str:
+        """Returns nothing: only the command knows."""
+        return ""
+
+    def _time_of_newest(self) -> int:
+        """Returns the time of the newest checkpoint, 0 without one."""
+        files = (p for p in self._folder.rglob("*") if p.suffix in _CHECKPOINT_SUFFIXES)
+        return max((time_of_change(path) for path in files), default=0)
+
+
+def time_of_change(path: Path) -> int:
+    """Returns the time of a file in ns, or 0."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def supervise(
@@ -24,6 +140,7 @@ def supervise(
     run_folder: RunFolder,
     notice: PreemptionNotice,
     *,
+    progress: Progress,
     max_restarts: int,
     final_statuses: Collection[int],
     grace_secs: float,
@@ -34,8 +151,9 @@ def supervise(
 
     Args:
         workers: The workers, which are started once for each attempt.
-        run_folder: Folder of the run. A newer checkpoint in it counts as progress.
+        run_folder: Folder of the logs.
         notice: When it is received, the workers are told, and there are no more restarts.
+        progress: Tells whether an attempt came further than those before it.
         max_restarts: How many restarts in a row may bring no progress. With 0 there are none.
         final_statuses: Exit statuses after which a restart would not help.
         grace_secs: Time that workers have to save and end after a notice.
@@ -45,24 +163,20 @@ def supervise(
         ValueError: The run folder was removed while its run was under way. Another attempt would
             begin a new run at step 0.
     """
-    has_begun = run_folder.holds_run
-    step, restarts, restarts_without_progress = run_folder.newest_checkpoint_step(), 0, 0
+    restarts, restarts_without_progress = 0, 0
     while True:
+        progress.begin_attempt()
         try:
             with workers:
                 workers.wait(notice, grace_secs)
             break
         except WorkerFailedError as failure:
-            # The workers' logs were made before their run began.
-            has_begun = has_begun or run_folder.holds_run or not run_folder.log(0).exists()
-            if has_begun and not run_folder.holds_run:
-                print(failure, file=sys.stderr, flush=True)  # a report would make the folder again
-                run_folder.check_still_there()
-            newest = run_folder.newest_checkpoint_step()
-            if newest > step:
-                step, restarts_without_progress = newest, 0
+            progress.check_folder(failure)
+            if progress.is_made():
+                restarts_without_progress = 0
             is_told = notice.received and failure.is_due_to_notice
-            _report(run_folder, _ending_after_notice(failure) if is_told else str(failure))
+            ending = _ending_after_notice(failure, progress) if is_told else str(failure)
+            _report(run_folder, ending)
             is_final = failure.status in final_statuses or notice.received
             if is_final or restarts_without_progress >= max_restarts:
                 raise
@@ -71,7 +185,7 @@ def supervise(
             restarts_without_progress += 1
             _report(
                 run_folder,
-                f"Restart {restarts} in {delay_secs:.0f} s, from step {step} "
+                f"Restart {restarts} in {delay_secs:.0f} s{progress.describe()} "
                 f"({restarts_without_progress} of {max_restarts} without progress).",
             )
             _sleep(delay_secs, notice)
@@ -81,16 +195,11 @@ def supervise(
         _report(run_folder, f"Done after {restarts} restarts; see {run_folder.supervisor_log}")
 
 
-def _ending_after_notice(failure: WorkerFailedError) -> str:
+def _ending_after_notice(failure: WorkerFailedError, progress: Progress) -> str:
     """Says how workers ended that were told to end."""
     if failure.status == PREEMPTED:
         return (failure.first.last_words() or ["Preempted: the workers saved and ended."])[-1]
-    if failure.status is None:
-        return (
-            "The workers did not end within --grace_secs and were killed. The same command "
-            "continues from the newest checkpoint."
-        )
-    return "Preempted before the first step: nothing was lost."
+    return progress.late if failure.status is None else progress.killed
 
 
 def _report(run_folder: RunFolder, sentence: str) -> None:

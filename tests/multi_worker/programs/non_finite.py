@@ -60,7 +60,7 @@ def callbacks_of(policy):
     position = Position()
     return [
         position,
-        NonFinitePolicy(position, policy, max_skipped_steps=99, replicas_per_worker=1),
+        NonFinitePolicy(policy, max_skipped_steps=99, position=position),
     ]
 
 
