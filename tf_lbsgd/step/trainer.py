@@ -130,7 +130,7 @@ class MultiWorkerTrainer(ChiefWrites, DividesData):
             self._stop_training = wish
 
     def agree_on_stopping(self) -> None:
-        """Stops `fit` on all workers if a callback of one has asked for it.
+        """Stops `fit` on all workers if one wants to.
 
         All workers must call it.
         """
@@ -725,7 +725,7 @@ class DataParallelSequential(MultiWorkerTrainer, keras.Sequential):
 
 
 class _StopTogether(keras.callbacks.Callback):
-    """Makes all workers stop after an epoch if one wants to."""
+    """Makes all workers stop if one wants to."""
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Exchanges who wants to stop, after all other callbacks."""
