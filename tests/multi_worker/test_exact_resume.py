@@ -10,6 +10,9 @@ from local_cluster import PROGRAMS, run_workers
 from worker_processes import ONE_THREAD, environment
 
 
+pytestmark = pytest.mark.long  # 10 fits on two workers: about half a minute on 2 free cores
+
+
 @pytest.fixture(scope="module")
 def two_workers(tmp_path_factory):
     return run_workers("exact_resume", 2, tmp_path_factory.mktemp("resume"), is_long=False)
@@ -32,7 +35,6 @@ def test_all_workers_stop_after_the_same_step_with_status_75(two_workers):
         assert "Preempted: step 16 is saved, the same command continues." in in_epoch["error"]
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_other_places_and_a_process_alone(num_workers, tmp_path):
     for worker in run_workers("exact_resume", num_workers, tmp_path, is_long=True):
@@ -55,7 +57,6 @@ def test_what_would_be_another_run_is_refused(case, says, two_workers):
         assert says in worker[case][0]["error"]
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_program_whose_worker_is_killed_ends_with_the_same_weights(killed, tmp_path):
     digests = []
