@@ -86,6 +86,11 @@ class LocalWorkers:
     def __exit__(self, *_: object) -> None:
         _end_processes(self._processes)
 
+    @property
+    def chief_pid(self) -> int:
+        """Process number of the chief that was started last."""
+        return self._processes[0].pid
+
     def wait(self, notice: PreemptionNotice, grace_secs: float) -> None:
         """Waits until all workers are done.
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Collection
 
 from tf_lbsgd.run.folder import RunFolder
+from tf_lbsgd.workers import lease
 from tf_lbsgd.workers.exits import PREEMPTED
 from tf_lbsgd.workers.launcher import LocalWorkers, WorkerFailedError
 from tf_lbsgd.workers.preemption import PreemptionNotice
@@ -59,7 +60,7 @@ def supervise(
                 print(failure, file=sys.stderr, flush=True)  # a report would make the folder again
                 run_folder.check_still_there()
             newest = run_folder.newest_checkpoint_step()
-            if newest > step:
+            if newest > step and _is_own_attempt(run_folder, workers):
                 step, restarts_without_progress = newest, 0
             is_told = notice.received and failure.is_due_to_notice
             _report(run_folder, _ending_after_notice(failure) if is_told else str(failure))
@@ -79,6 +80,15 @@ def supervise(
                 raise
     if restarts:
         _report(run_folder, f"Done after {restarts} restarts; see {run_folder.supervisor_log}")
+
+
+def _is_own_attempt(run_folder: RunFolder, workers: LocalWorkers) -> bool:
+    """Tells whether these workers made the newest attempt.
+
+    Another run may hold the folder, and make progress in it.
+    """
+    holder = lease.read_holder(run_folder.path, lease.newest_attempt(run_folder.path))
+    return holder is None or holder.is_process(workers.chief_pid)
 
 
 def _ending_after_notice(failure: WorkerFailedError) -> str:
