@@ -14,7 +14,6 @@ from unsupervised import TrainingWorkers
 from worker_processes import ONE_THREAD, binary_command, environment
 
 from tf_lbsgd.checkpoints import load_all_checkpoints
-from tf_lbsgd.run.folder import RunFolder
 from tf_lbsgd.workers.exits import DONE, FAILED
 from tf_lbsgd.workers.lease import read_holder
 
@@ -24,7 +23,7 @@ RECIPE = (
     "--micro_batch_size=8", "--reference_batch_size=8", "--base_learning_rate=0.01",
     "--checkpoint_every_steps=2", "--deterministic",
 )  # fmt: skip
-_TIMEOUT_SECS = 240
+_TIMEOUT_SECS = 500
 
 
 def short_lease(run_dir: Path, num_workers: int, epochs: int = EPOCHS) -> TrainingWorkers:
@@ -88,7 +87,6 @@ def test_all_workers_of_a_chief_that_stood_still_end(tmp_path):
         stale.processes[0].send_signal(signal.SIGCONT)
         assert stale.wait(_TIMEOUT_SECS) == [FAILED] * 2
     assert "Another attempt has taken over" in outputs[0].read_text()
-    assert "Another attempt has taken over" in RunFolder(run_dir).log(1).read_text()
     assert files_of_run(run_dir) == before
 
 

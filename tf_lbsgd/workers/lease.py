@@ -278,7 +278,8 @@ def _wait_for_end(run_dir: Path, attempt: int, say: Callable[[str], None]) -> bo
             break
         now = time.monotonic()
         moved = moved if seen == before else now
-        if now > begin + WAIT_SECS and now < moved + _MISSED_BEATS * _BEAT_SECS:
+        has_beaten = begin < moved and now < moved + _MISSED_BEATS * _BEAT_SECS
+        if has_beaten and now > begin + WAIT_SECS:
             raise StartupError(
                 f"The run folder is in use. Received: run_dir={run_dir}, held by "
                 f"{_describe(seen)} Expected: one run at a time in a folder; wait until that one "

@@ -4,5 +4,5 @@ from tf_lbsgd.cli import train
 from tf_lbsgd.workers import lease
 
 if __name__ == "__main__":
-    lease.WAIT_SECS = 1.0
+    lease.WAIT_SECS, lease._BEAT_SECS = 2.0, 0.2
     train.run()
