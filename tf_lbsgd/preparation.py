@@ -165,6 +165,7 @@ def begin_attempt(prepared: PreparedRun) -> Attempt:
     with _telling_other_workers(prepared):
         attempt = Attempt.begin(run_folder.path)
     run_folder.attempt, run_folder.staging = attempt.number, attempt.staging
+    run_folder.remove_temporary_files()
     return attempt
 
 

@@ -39,6 +39,7 @@ from tf_lbsgd.run.files import (
     parse_object,
     read_object,
     refuse_bad_paths,
+    remove_temporary_files,
     replace_file,
     step_files,
     step_of,
@@ -119,6 +120,18 @@ class RunFolder:
                     f"A folder is in the way. Received: run_dir={self.path}, where {path} is a "
                     "folder. Expected: the file of a run, or nothing."
                 )
+        for path in self.path.glob("attempt-[0-9]*"):
+            if not path.is_dir():
+                raise ValueError(
+                    f"A file is in the way. Received: run_dir={self.path}, where {path} is no "
+                    "folder. Expected: folders of that name, which runs make, or nothing."
+                )
+        if self.checkpoints.is_dir() and not _are_on_one_disk(self.path, self.checkpoints):
+            raise ValueError(
+                f"The run folder is on two file systems. Received: run_dir={self.path}, where "
+                f"{self.checkpoints} is on another one. Expected: one file system, since files get "
+                "their names by renaming; link or mount the whole run folder."
+            )
 
     def _check_can_be_made(self, folder: Path) -> None:
         existing = next(p for p in (folder, *folder.absolute().parents) if os.path.lexists(p))
@@ -145,6 +158,14 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         if not self._recipe.exists():
             self._write_json(self._recipe, recipe.to_json())
+
+    def remove_temporary_files(self) -> None:
+        """Removes what killed processes left beside the files.
+
+        Only the chief of an attempt calls it, before its workers write.
+        """
+        for folder in (self.path, self.logs):
+            remove_temporary_files(folder)
 
     def read_facts(self) -> list[dict[str, Any]]:
         """Returns what the run computed with, oldest first.
@@ -379,3 +400,7 @@ def reported_noise_scale(metrics: list[dict[str, Any]]) -> float | None:
     scales = [m["gradient_noise_scale"] or math.inf for m in at_high_rate]
     median = statistics.median(scales)
     return median if math.isfinite(median) else None
+
+
+def _are_on_one_disk(one: Path, other: Path) -> bool:
+    return one.stat().st_dev == other.stat().st_dev
