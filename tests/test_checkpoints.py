@@ -1,5 +1,7 @@
 """A checkpoint is whole or not there; what does not fit is refused before anything changes."""
 
+import concurrent.futures
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -71,6 +73,19 @@ def test_a_step_that_is_saved_again_is_replaced(tmp_path):
     other = Checkpoint(5, {"model/0000/w": np.ones(2, np.float32)})
     save_checkpoint(tmp_path, other, keep=3)
     assert_equal(load_newest_checkpoint(tmp_path), other)
+
+
+def test_writers_of_one_folder_do_not_disturb_each_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda step: save(tmp_path, step, keep=1), range(200)))
+    assert_equal(load_newest_checkpoint(tmp_path), checkpoint(199))
+    assert names(tmp_path) >= {"step-000000199.npz", "step-000000199.json"}
+
+
+def test_a_checkpoint_says_which_attempt_saved_it(tmp_path):
+    save_checkpoint(tmp_path, dataclasses.replace(checkpoint(1), attempt=7), keep=3)
+    assert load_newest_checkpoint(tmp_path).attempt == 7
 
 
 def flip_byte(npz: Path, manifest: Path) -> None:

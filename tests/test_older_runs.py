@@ -34,6 +34,9 @@ def test_a_run_of_an_older_version_goes_on_where_it_was(folder, tmp_path, capsys
     metrics = RunFolder(run_dir).read_metrics()
     assert result["epochs"] == recipe.epochs == len(metrics)
     assert metrics[: len(before)] == before
+    assert [m.get("attempt", 0) for m in metrics] == [0] * len(before) + [1] * (
+        len(metrics) - len(before)
+    )
     # The epoch that was under way counts all of its images, those before the change of version too.
     assert {m["train_images"] for m in metrics} == {before[0]["train_images"]}
     assert read_record(run_dir).recipe == recipe.to_json()

@@ -16,6 +16,7 @@ from tf_lbsgd.run.folder import RunFolder
 from tf_lbsgd.run.options import RunOptions
 from tf_lbsgd.run.recipe import Recipe
 from tf_lbsgd.workers.cluster import Cluster
+from tf_lbsgd.workers.lease import Attempt, read_holder
 
 PHOTOS = Path(__file__).parent / "data" / "photos"
 ACCEPT = RunOptions(accept_changed_data=True)
@@ -56,6 +57,31 @@ def begun(recipe, tmp_path):
 
 def prepare(recipe, folder, options=None):
     return prepare_run(recipe, Cluster(), folder.path, options)
+
+
+@pytest.mark.parametrize("what", ["the recipe", "the data", "the checkpoints"])
+def test_what_another_attempt_did_meanwhile_is_checked_again(recipe, photos, tmp_path, what):
+    folder = RunFolder(tmp_path / "run")
+    prepared = prepare(recipe, folder)
+    assert prepared.provenance.changed_data == ()  # asked early, and kept
+    with Attempt.begin(folder.path):
+        folder.claim(dataclasses.replace(recipe, seed=7) if what == "the recipe" else recipe)
+        if what == "the data":
+            image = sorted((photos / "train").glob("*/*.jpg"))[0]
+            kept = image.read_bytes()
+            image.write_bytes(kept + b"0")
+            prepare(recipe, folder).provenance.record(0)
+            image.write_bytes(kept)
+        if what == "the checkpoints":
+            folder.append_metrics({"epoch": 1, "step": STEPS_PER_EPOCH})
+    before = sorted(folder.path.rglob("*.json*"))
+    named = {"the recipe": "another recipe", "the data": "The data have changed",
+             "the checkpoints": "no complete checkpoint"}[what]  # fmt: skip
+    with pytest.raises(ValueError, match=named):
+        training.run_training(prepared)
+    after = sorted(folder.path.rglob("*.json*"))
+    assert [p.name for p in after] == [p.name for p in before]
+    assert not read_holder(folder.path, 2).is_held
 
 
 def photo(photos) -> Path:

@@ -7,6 +7,10 @@ it. `best.json` names the checkpoint of lowest validation error, which stays bes
 Damaged checkpoints are moved to `damaged/` when a run starts, so they never count among those that
 stay. Files with other names are passed over.
 
+Where a function takes `staging`, files are written and removed through that folder (see
+`run.files.replace_file`). A run passes the folder of its attempt, so that a process that was taken
+for dead cannot change anything any more.
+
 Recipe and step are all that a run needs besides the arrays. The order of the data, the crops and
 the dropout masks are functions of (seed, epoch, step), so no position of an iterator is saved.
 """
@@ -15,7 +19,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +29,9 @@ import numpy as np
 from tf_lbsgd.run.files import (
     NUMBER,
     Kinds,
+    move_file,
     read_object,
+    remove_file,
     remove_temporary_files,
     replace_file,
     step_file,
@@ -59,12 +64,14 @@ class Checkpoint:
         arrays: Value of every variable, by name.
         recipe_digest: Result of `Recipe.digest` for the run.
         epoch_so_far: What was recorded of the unfinished epoch, as JSON values.
+        attempt: Number of the attempt that saved it. 0 if that is not known.
     """
 
     step: int
     arrays: dict[str, np.ndarray]
     recipe_digest: str = ""
     epoch_so_far: dict[str, Any] = dataclasses.field(default_factory=dict)
+    attempt: int = 0
 
     def select(self, *prefixes: str) -> dict[str, np.ndarray]:
         """Returns the arrays whose names start with a prefix."""
@@ -83,7 +90,9 @@ class Checkpoint:
             )
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
+def save_checkpoint(
+    folder: Path, checkpoint: Checkpoint, keep: int, staging: Path | None = None
+) -> None:
     """Writes a checkpoint and removes old ones.
 
     The newest ones and the best stay.
@@ -92,6 +101,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
         folder: Folder of the checkpoints, which is made if it is absent.
         checkpoint: The checkpoint to write.
         keep: How many of the newest checkpoints stay, at least 1.
+        staging: See the top of this file.
 
     Raises:
         OSError: The disk is full or not writable. Older checkpoints are untouched.
@@ -100,12 +110,19 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **checkpoint.arrays)
     content = buffer.getvalue()
-    replace_file(step_file(folder, checkpoint.step, ".npz"), content)
-    replace_file(step_file(folder, checkpoint.step, ".json"), _manifest(checkpoint, content))
-    _remove_old(folder, keep, best=_best_step(folder))
+    arrays, manifest = (step_file(folder, checkpoint.step, kind) for kind in (".npz", ".json"))
+    replace_file(arrays, content, staging=staging)
+    replace_file(manifest, _manifest(checkpoint, content), staging=staging)
+    _remove_old(folder, keep, _best_step(folder), staging)
 
 
-def mark_best(folder: Path, step: int, validation_top_1_error: float, keep: int) -> None:
+def mark_best(
+    folder: Path,
+    step: int,
+    validation_top_1_error: float,
+    keep: int,
+    staging: Path | None = None,
+) -> None:
     """Marks a checkpoint as the best if it is.
 
     It is the best if no other has a lower or equal error. The best checkpoint is kept. The one that
@@ -116,16 +133,17 @@ def mark_best(folder: Path, step: int, validation_top_1_error: float, keep: int)
         step: Step of the checkpoint.
         validation_top_1_error: Its validation error, percent.
         keep: How many of the newest checkpoints stay.
+        staging: See the top of this file.
     """
     best = _best(folder)
     if best is not None and best["validation_top_1_error"] <= validation_top_1_error:
         return
     best = {"step": step, "validation_top_1_error": validation_top_1_error}
-    replace_file(folder / _BEST, json.dumps(best).encode())
-    _remove_old(folder, keep, best=step)
+    replace_file(folder / _BEST, json.dumps(best).encode(), staging=staging)
+    _remove_old(folder, keep, step, staging)
 
 
-def clean(folder: Path, newest_step: int) -> None:
+def clean(folder: Path, newest_step: int, staging: Path | None = None) -> None:
     """Prepares a folder for a run that continues.
 
     It removes what an interrupted writer left behind, and moves damaged files to `damaged/`. Every
@@ -136,26 +154,29 @@ def clean(folder: Path, newest_step: int) -> None:
     Args:
         folder: Folder of the checkpoints, without active writers. It need not exist.
         newest_step: Step from which the run continues.
+        staging: See the top of this file.
     """
     remove_temporary_files(folder)
     for path in step_files(folder, ".npz"):
         if not path.with_suffix(".json").exists():
-            path.unlink()
+            remove_file(path, staging=staging)
     damaged = [path for path in _manifests(folder) if not _is_complete(path)]
     if (folder / _BEST).is_file() and _best(folder) is None:
         damaged.append(folder / _BEST)
     if damaged:
         arrays = [path.with_suffix(".npz") for path in damaged if path.name != _BEST]
-        _move([*damaged, *filter(Path.is_file, arrays)], folder / _DAMAGED)
+        _move([*damaged, *filter(Path.is_file, arrays)], folder / _DAMAGED, staging)
         print(f"Damaged files were moved to {folder / _DAMAGED}: {_list_names(damaged)}")
     if strangers := _strangers(folder):
         print(f"Files of other programs in {folder} are not used: {_list_names(strangers)}")
     best = _best_step(folder)
     if best is not None and (best > newest_step or not step_file(folder, best, ".json").exists()):
-        (folder / _BEST).unlink()
+        remove_file(folder / _BEST, staging=staging)
 
 
-def set_aside_after(folder: Path, step: int, destination: Path) -> None:
+def set_aside_after(
+    folder: Path, step: int, destination: Path, staging: Path | None = None
+) -> None:
     """Moves the checkpoints after a step to another folder.
 
     A checkpoint that is marked as the best and moved is no longer the best.
@@ -164,12 +185,13 @@ def set_aside_after(folder: Path, step: int, destination: Path) -> None:
         folder: Folder of the checkpoints. It need not exist.
         step: The checkpoints of this step and of earlier ones stay. With -1 none stays.
         destination: Folder to move them to, on the same disk. It is made if need be.
+        staging: See the top of this file.
     """
     files = [*_manifests(folder), *step_files(folder, ".npz")]
-    _move([path for path in files if step_of(path) > step], destination)
+    _move([path for path in files if step_of(path) > step], destination, staging)
     best = _best_step(folder)
     if best is not None and best > step:
-        (folder / _BEST).unlink()
+        remove_file(folder / _BEST, staging=staging)
 
 
 def complete_steps(folder: Path) -> Iterator[int]:
@@ -259,7 +281,11 @@ def _load(manifest_path: Path) -> Checkpoint:
     manifest, content = _read_complete(manifest_path)
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
         return Checkpoint(
-            manifest["step"], dict(arrays), manifest["recipe_digest"], manifest["epoch_so_far"]
+            step=manifest["step"],
+            arrays=dict(arrays),
+            recipe_digest=manifest["recipe_digest"],
+            epoch_so_far=manifest["epoch_so_far"],
+            attempt=manifest.get("attempt", 0),  # older versions did not count them
         )
 
 
@@ -299,6 +325,7 @@ def _manifest(checkpoint: Checkpoint, content: bytes) -> bytes:
         "step": checkpoint.step,
         "recipe_digest": checkpoint.recipe_digest,
         "epoch_so_far": checkpoint.epoch_so_far,
+        "attempt": checkpoint.attempt,
         "sha256": hashlib.sha256(content).hexdigest(),
         "num_bytes": len(content),
     }
@@ -313,12 +340,12 @@ def _manifests(folder: Path) -> list[Path]:
     return step_files(folder, ".json")
 
 
-def _remove_old(folder: Path, keep: int, best: int | None) -> None:
+def _remove_old(folder: Path, keep: int, best: int | None, staging: Path | None) -> None:
     """Removes all checkpoints but the newest ones and the best."""
     for manifest_path in _manifests(folder)[:-keep]:
         if step_of(manifest_path) != best:
-            manifest_path.unlink()
-            manifest_path.with_suffix(".npz").unlink(missing_ok=True)
+            remove_file(manifest_path, staging=staging)
+            remove_file(manifest_path.with_suffix(".npz"), staging=staging)
 
 
 def _best(folder: Path) -> dict[str, Any] | None:
@@ -337,10 +364,9 @@ def _best_step(folder: Path) -> int | None:
     return None if best is None else best["step"]
 
 
-def _move(paths: Iterable[Path], destination: Path) -> None:
+def _move(paths: Iterable[Path], destination: Path, staging: Path | None) -> None:
     for path in paths:
-        destination.mkdir(parents=True, exist_ok=True)
-        os.replace(path, destination / path.name)
+        move_file(path, destination, staging=staging)
 
 
 def _strangers(folder: Path) -> list[Path]:

@@ -4,12 +4,14 @@ The data, the plan, the replicas and the run folder are checked against each oth
 check that they all are about to do the same.
 """
 
+import contextlib
 import dataclasses
 import functools
 import importlib.metadata
 import os
 import platform
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -22,8 +24,11 @@ from tf_lbsgd.run.folder import RunFolder
 from tf_lbsgd.run.options import RunOptions
 from tf_lbsgd.run.plan import Plan
 from tf_lbsgd.run.recipe import Recipe
-from tf_lbsgd.workers import meeting
+from tf_lbsgd.workers import lease, meeting
 from tf_lbsgd.workers.cluster import Cluster
+from tf_lbsgd.workers.exits import StartupError
+from tf_lbsgd.workers.lease import Attempt
+from tf_lbsgd.workers.messages import Verdict
 
 _TRAINING_DATA, _VALIDATION_DATA = "training data", "validation data"
 _PACKAGES = ("tensorflow", "keras", "numpy")
@@ -44,6 +49,7 @@ class PreparedRun:
         validation: Validation images.
         run_folder: Folder of the run. It exists only if the run was started before.
         options: Where and how fast to run.
+        attempt_before: Number of the newest attempt when the run folder was checked.
     """
 
     plan: Plan
@@ -52,6 +58,7 @@ class PreparedRun:
     validation: input_pipeline.Source
     run_folder: RunFolder
     options: RunOptions
+    attempt_before: int = 0
 
     @property
     def augmentation(self) -> str:
@@ -118,6 +125,7 @@ def prepare_run(
     """
     options = options or RunOptions()
     run_folder = RunFolder(run_dir)
+    attempt_before = lease.newest_attempt(run_folder.path)
     run_folder.check(recipe)
     has_lost = has_lost_checkpoints(run_folder)  # reads the newest checkpoint, so only once
     if has_lost and not options.restart_from_scratch:
@@ -136,12 +144,64 @@ def prepare_run(
         num_train_examples=train.num_examples,
         num_replicas=cluster.num_workers * distribution.replicas_per_worker(),
     )
-    prepared = PreparedRun(plan, cluster, train, validation, run_folder, options)
+    prepared = PreparedRun(plan, cluster, train, validation, run_folder, options, attempt_before)
     if cluster.is_chief:  # only the chief writes the run folder
         check_disk_space(prepared)
         if not has_lost:  # a run from scratch may take other data
             check_data(prepared)
     return prepared
+
+
+def begin_attempt(prepared: PreparedRun) -> Attempt:
+    """Begins an attempt to train, as its chief.
+
+    From then on this process alone may write the run folder. If this chief cannot begin, it tells
+    the other workers.
+
+    Raises:
+        StartupError: Another attempt runs. The message says which process that is.
+    """
+    run_folder = prepared.run_folder
+    with _telling_other_workers(prepared):
+        attempt = Attempt.begin(run_folder.path)
+    run_folder.attempt, run_folder.staging = attempt.number, attempt.staging
+    run_folder.remove_temporary_files()
+    return attempt
+
+
+def check_again(prepared: PreparedRun, attempt: Attempt) -> PreparedRun:
+    """Checks a run whose folder another attempt may have changed.
+
+    It does what `prepare_run` does, if there was another attempt since then.
+
+    Returns:
+        The run. If it was checked, it has forgotten what it read from the folder before.
+
+    Raises:
+        ValueError: The run no longer fits its folder. The other workers were told.
+    """
+    if not attempt.was_awaited and attempt.number == prepared.attempt_before + 1:
+        return prepared
+    prepared = dataclasses.replace(prepared)
+    run_folder = prepared.run_folder
+    with _telling_other_workers(prepared):
+        run_folder.check(prepared.plan.recipe)
+        if not has_lost_checkpoints(run_folder):
+            check_data(prepared)
+        elif not prepared.options.restart_from_scratch:
+            raise lost_checkpoints(run_folder)
+    return prepared
+
+
+@contextlib.contextmanager
+def _telling_other_workers(prepared: PreparedRun) -> Iterator[None]:
+    """Tells the other workers why this one cannot start."""
+    try:
+        yield
+    except (StartupError, ValueError) as error:
+        is_final, folder = isinstance(error, ValueError), prepared.run_folder.path
+        meeting.refuse(prepared.cluster, str(error), folder, is_final=is_final)
+        raise
 
 
 def has_lost_checkpoints(run_folder: RunFolder) -> bool:
@@ -227,21 +287,39 @@ def checkpoint_bytes(recipe: Recipe, source: input_pipeline.Source) -> int:
     return 4 * copies * num_values(recipe, source.num_classes, source.image_shape)
 
 
-def agree_with_other_workers(prepared: PreparedRun) -> None:
+def agree_with_other_workers(
+    prepared: PreparedRun, attempt: Attempt | None = None
+) -> Attempt | None:
     """Waits for all workers and checks that they agree.
 
     It returns when all workers have met and are about to do the same. It prints their warnings.
 
+    Args:
+        prepared: The run.
+        attempt: The chief's attempt. None on the other workers, and if nothing is to be trained.
+
+    Returns:
+        The chief's attempt, in which this worker takes part. None if the chief has none.
+
     Raises:
         MeetingError, StartupError: As in `meeting.Meeting.meet`.
     """
-    if prepared.cluster.is_multi_worker:
-        agree_on(prepared.facts, prepared.cluster, prepared.run_folder, prepared.options)
+    cluster, run_folder = prepared.cluster, prepared.run_folder
+    if not cluster.is_multi_worker:
+        return attempt
+    verdict = agree_on(prepared.facts, cluster, run_folder, prepared.options, attempt)
+    if cluster.is_chief or not verdict.attempt:
+        return attempt
+    return Attempt(run_folder.path, verdict.attempt, verdict.nonce)
 
 
 def agree_on(
-    facts: dict[str, str], cluster: Cluster, run_folder: RunFolder, options: RunOptions
-) -> None:
+    facts: dict[str, str],
+    cluster: Cluster,
+    run_folder: RunFolder,
+    options: RunOptions,
+    attempt: Attempt | None = None,
+) -> Verdict:
     """Waits for all workers and checks that their facts agree.
 
     It prints their warnings.
@@ -251,6 +329,10 @@ def agree_on(
         cluster: The workers, at least two.
         run_folder: Folder of the run, which all workers must see.
         options: How long to wait.
+        attempt: The chief's attempt, if it writes the run folder.
+
+    Returns:
+        The verdict, which has the number and nonce of the chief's attempt.
 
     Raises:
         MeetingError, StartupError: As in `meeting.Meeting.meet`.
@@ -260,9 +342,13 @@ def agree_on(
         facts=facts,
         shared_folder=run_folder.path,
         timeout_secs=options.startup_timeout_secs,
+        attempt=attempt.number if attempt else 0,
+        nonce=attempt.nonce if attempt else "",
     )
-    for warning in part.meet():
+    verdict = part.meet()
+    for warning in verdict.warnings:
         print(f"Warning: {warning}", flush=True)
+    return verdict
 
 
 def facts_to_agree_on(prepared: PreparedRun) -> dict[str, str]:

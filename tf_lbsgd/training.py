@@ -8,6 +8,7 @@ from here.
 Every worker runs the same code. Only the chief writes the run folder and prints to the terminal.
 """
 
+import contextlib
 import hashlib
 import statistics
 from typing import Any
@@ -33,6 +34,8 @@ from tf_lbsgd.callbacks import (
 from tf_lbsgd.preparation import (
     PreparedRun,
     agree_with_other_workers,
+    begin_attempt,
+    check_again,
     has_lost_checkpoints,
     lost_checkpoints,
 )
@@ -62,23 +65,42 @@ def run_training(prepared: PreparedRun, notice: PreemptionNotice | None = None) 
     Raises:
         ValueError: The workers do not fit together, or the newest checkpoint does not fit the run.
             No step has run.
-        StartupError: A worker did not come or cannot be reached. No step has run.
+        StartupError: A worker did not come or cannot be reached, or another attempt holds the run
+            folder. No step has run.
+        LeaseLostError: Another attempt took over the run folder, since this one stood still.
         PreemptedError: A worker received SIGTERM. The last step is saved.
         WorkerLostError: Another worker failed or stopped answering. The message names it.
         NonFiniteError: See `callbacks.NonFinitePolicy`.
     """
     if prepared.options.deterministic:
         distribution.make_deterministic(prepared.plan.recipe.seed)
-    agree_with_other_workers(prepared)
-    run_folder = prepared.run_folder
-    result = run_folder.read_result()
-    if result is not None:
-        print(f"This run is complete: {run_folder.path}")
-        return result
+    with contextlib.ExitStack() as stack:
+        attempt = None
+        if prepared.cluster.is_chief and prepared.run_folder.read_result() is None:
+            attempt = stack.enter_context(begin_attempt(prepared))
+            prepared = check_again(prepared, attempt)
+        met = agree_with_other_workers(prepared, attempt)
+        if met is not None and met is not attempt:
+            stack.enter_context(met)
+        result = prepared.run_folder.read_result()
+        if result is None:
+            return train_with_other_workers(prepared, notice or PreemptionNotice())
+    print(f"This run is complete: {prepared.run_folder.path}")
+    return result
 
+
+def train_with_other_workers(prepared: PreparedRun, notice: PreemptionNotice) -> dict[str, Any]:
+    """Trains on all workers, which have met.
+
+    Returns:
+        See `train`.
+
+    Raises:
+        WorkerLostError: Another worker failed or stopped answering. The message names it.
+    """
+    run_folder = prepared.run_folder
     if prepared.cluster.is_chief:  # now: the others wait for the chief before they read the folder
         set_aside_what_is_run_again(prepared)
-    notice = notice or PreemptionNotice()
     notice.heed()  # all workers are here: if one left alone now, the others would wait for it
     strategy = distribution.create_strategy(prepared.cluster)
     watchdog = Watchdog(run_folder.logs, prepared.cluster, prepared.options.step_timeout_secs)
@@ -106,7 +128,8 @@ def set_aside_what_is_run_again(prepared: PreparedRun) -> None:
         step = prepared.step_to_continue_from() or 0
     else:
         return
-    checkpoints.set_aside_after(run_folder.checkpoints, step, aside / "checkpoints")
+    folder, staging = run_folder.checkpoints, run_folder.staging
+    checkpoints.set_aside_after(folder, step, aside / "checkpoints", staging)
     if aside.exists():
         print(
             f"The run goes on from step {max(step, 0)}. What came later is in {aside}", flush=True
@@ -150,7 +173,7 @@ def train(
     if cluster.is_chief:
         for sentence in prepared.provenance.record(position.step):
             print(sentence, flush=True)
-        checkpoints.clean(run_folder.checkpoints, position.step)
+        checkpoints.clean(run_folder.checkpoints, position.step, run_folder.staging)
         run_folder.keep_metrics_before(position.epoch)
     callbacks = create_callbacks(prepared, position, restored, notice, watchdog)
     try:

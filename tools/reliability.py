@@ -79,6 +79,14 @@ on synthetic images for 78 steps. "Left over" counts processes and listening por
 experiment (figure 9). With more workers than cores, figure 12 is a test whose workers wait, as for
 an accelerator. A real worker that was stopped would find a free core afterwards and catch up.
 
+Two runs in one folder are not in the table. `tests/multi_worker/test_two_runs.py` and
+`tests/workers/test_lease.py` show these facts. Of two `launch` at the same time one trains, and
+the other ends with status 1 and names it. A chief that is stopped inside the write of a
+checkpoint, of `best.json` or of `metrics.jsonl`, and goes on after another attempt has run to the
+end, changes no file of the run and ends with status 1. The weights are then those of an
+undisturbed run, and every epoch is recorded once. A holder that was killed on the same host is
+followed at once, and one elsewhere after 30 s.
+
 """
 
 

@@ -9,7 +9,6 @@ import pytest
 from local_cluster import PROGRAMS, run_workers
 from worker_processes import ONE_THREAD, environment
 
-
 pytestmark = pytest.mark.long  # 10 fits on two workers: about half a minute on 2 free cores
 
 

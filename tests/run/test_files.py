@@ -3,6 +3,7 @@
 import concurrent.futures
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -130,7 +131,7 @@ def test_an_object_is_read(tmp_path):
     assert value == {"step": 1, "error": 2, "more": []}
 
 
-def test_an_appended_line_is_on_the_disk(tmp_path, monkeypatch):
+def test_a_replaced_file_is_on_the_disk(tmp_path, monkeypatch):
     synced = []
 
     def fsync(descriptor: int) -> None:
@@ -138,9 +139,64 @@ def test_an_appended_line_is_on_the_disk(tmp_path, monkeypatch):
         synced.append(path.name if path.is_dir() else path.read_text())
 
     monkeypatch.setattr(os, "fsync", fsync)
-    for line in ("one", "two"):
-        files.append_line(tmp_path / "metrics.jsonl", line)
-    assert synced == ["one\n", tmp_path.name, "one\ntwo\n"]
+    for text in ("one\n", "one\ntwo\n"):
+        files.replace_file(tmp_path / "metrics.jsonl", text.encode())
+    assert synced == ["one\n", tmp_path.name, "one\ntwo\n", tmp_path.name]
+
+
+@pytest.fixture
+def staging(tmp_path):
+    (tmp_path / "staging").mkdir()
+    return tmp_path / "staging"
+
+
+def test_files_come_and_go_through_the_staging_folder(tmp_path, staging):
+    path, aside = tmp_path / "a", tmp_path / "not" / "yet"
+    for content in (b"1", b"2"):
+        files.replace_file(path, content, staging=staging)
+        assert path.read_bytes() == content
+        files.move_file(path, aside, staging=staging)
+        assert (aside / "a").read_bytes() == content
+        assert not path.exists()
+    files.remove_file(aside / "a", staging=staging)
+    files.remove_file(aside / "a", staging=staging)
+    assert list(aside.iterdir()) == list(staging.iterdir()) == []
+
+
+def test_a_file_is_moved_where_there_are_no_links(tmp_path, monkeypatch):
+    def link(*_):
+        raise OSError(errno.EPERM, "no links")
+
+    monkeypatch.setattr(os, "link", link)
+    (tmp_path / "a").write_bytes(b"1")
+    files.move_file(tmp_path / "a", tmp_path / "aside")
+    assert (tmp_path / "aside" / "a").read_bytes() == b"1"
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("moment", ["before the write", "before the name"])
+def test_nothing_changes_once_the_staging_folder_is_gone(tmp_path, staging, moment, monkeypatch):
+    path = tmp_path / "a"
+    path.write_bytes(b"before")
+    if moment == "before the write":
+        shutil.rmtree(staging)
+    else:
+        replace = os.replace
+
+        def late(*paths):
+            shutil.rmtree(staging)
+            replace(*paths)
+
+        monkeypatch.setattr(os, "replace", late)
+    changes = (lambda: files.replace_file(path, b"after", staging=staging),
+               lambda: files.remove_file(path, staging=staging),
+               lambda: files.move_file(path, tmp_path / "aside", staging=staging))  # fmt: skip
+    for change in changes:
+        if moment == "before the name":
+            staging.mkdir(exist_ok=True)
+        with pytest.raises(FileNotFoundError):
+            change()
+        assert path.read_bytes() == b"before"
 
 
 def test_a_home_folder_is_expanded(monkeypatch):

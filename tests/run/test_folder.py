@@ -103,6 +103,29 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path, name, blocked, mod
         RunFolder(tmp_path / name).check(RECIPE)
 
 
+def test_a_file_in_place_of_an_attempt_is_refused(run_folder):
+    (run_folder.path / "attempt-2").touch()
+    with pytest.raises(ValueError, match=r"in the way\. Received: .*attempt-2 is no folder\. Exp"):
+        run_folder.check(RECIPE)
+
+
+@pytest.mark.skipif(
+    os.stat("/dev/shm").st_dev == os.stat("/tmp").st_dev, reason="there is one file system"
+)
+def test_checkpoints_on_another_file_system_are_refused(run_folder):
+    run_folder.checkpoints.symlink_to("/dev/shm")
+    with pytest.raises(ValueError, match=r"two file systems\. Received: .* Expected: "):
+        run_folder.check(RECIPE)
+
+
+def test_what_killed_processes_left_is_removed(run_folder):
+    run_folder.logs.mkdir()
+    for folder in (run_folder.path, run_folder.logs):
+        (folder / f".x.{'0' * 32}.partial").touch()
+    run_folder.remove_temporary_files()
+    assert [path.name for path in run_folder.path.rglob("*x*")] == []
+
+
 def test_the_newest_checkpoint_is_that_with_a_manifest(run_folder):
     assert run_folder.newest_checkpoint_step() == 0
     run_folder.checkpoints.mkdir()

@@ -46,7 +46,7 @@ def meet(*parts: Meeting, delays_secs: tuple[float, ...] = ()) -> list[list[str]
     def outcome(part: Meeting, delay_secs: float) -> list[str] | str:
         time.sleep(delay_secs)
         try:
-            return part.meet()
+            return part.meet().warnings
         except (MeetingError, StartupError) as error:
             return str(error)
 
@@ -104,7 +104,7 @@ def meet_with_others(part: Meeting, *others: Meeting) -> list[str]:
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         rest = pool.submit(meet, *others)
         try:
-            return part.meet()
+            return part.meet().warnings
         finally:
             rest.result()
 

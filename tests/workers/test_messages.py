@@ -7,7 +7,7 @@ import pytest
 from tf_lbsgd.workers.messages import Report, Verdict, index_in
 
 REPORT = {"process": "0" * 32, "workers": ["a:1"], "facts": {"x": "1"}, "refusal": "", "time": 1.0}
-VERDICT = {"problems": ["a"], "warnings": [], "is_final": True}
+VERDICT = {"problems": ["a"], "warnings": [], "is_final": True, "attempt": 2, "nonce": "0a"}
 
 
 @pytest.mark.parametrize(
@@ -39,10 +39,13 @@ def test_a_report_with_a_wrong_field_is_refused(field, value):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("problems", "a"), ("problems", [{}]), ("warnings", None), ("is_final", 1), ("is_final", "")],
+    [
+        *[("problems", "a"), ("problems", [{}]), ("warnings", None), ("is_final", 1)],
+        *[("is_final", ""), ("attempt", "2"), ("attempt", True), ("nonce", 0), ("nonce", "../x")],
+    ],
 )
 def test_a_verdict_with_a_wrong_field_is_refused(field, value):
-    assert Verdict.from_message(VERDICT) == Verdict(["a"], [], True)
+    assert Verdict.from_message(VERDICT) == Verdict(["a"], [], True, 2, "0a")
     with pytest.raises(ValueError):
         Verdict.from_message(VERDICT | {field: value})
 

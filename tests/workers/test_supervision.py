@@ -11,6 +11,7 @@ from tf_lbsgd.run.folder import RunFolder
 from tf_lbsgd.workers import supervision
 from tf_lbsgd.workers.exits import MISCONFIGURED, PREEMPTED
 from tf_lbsgd.workers.launcher import LocalWorkers, WorkerFailedError
+from tf_lbsgd.workers.lease import Attempt
 from tf_lbsgd.workers.preemption import PreemptionNotice
 
 # What a script starts with: which worker it is, which attempt, and how to write a checkpoint.
@@ -57,7 +58,7 @@ def supervise(
         workers,
         folder,
         notice or PreemptionNotice(),
-        progress=progress or supervision.RunProgress(folder),
+        progress=progress or supervision.RunProgress(folder, workers),
         max_restarts=max_restarts,
         final_statuses=(MISCONFIGURED, PREEMPTED),
         grace_secs=grace_secs,
@@ -113,6 +114,25 @@ def test_restarts_without_progress_back_off_and_end(folder, no_delays, capfd):
     assert errors.index("ZeroDivisionError") < errors.index("Then: Worker 0 exited")
     assert errors.count("Restart ") == 3
     assert_nobody_is_left(folder)
+
+
+def test_progress_of_another_run_in_the_folder_does_not_count(folder, no_delays, capfd):
+    with Attempt.begin(folder.path), pytest.raises(WorkerFailedError):
+        supervise(folder, "save(attempt)\nsys.exit(1)", max_restarts=1)
+    assert attempts(folder) == 2
+    assert "Restart 1 in 1 s, from step 0 (1 of 1 without progress)." in capfd.readouterr().err
+
+
+def test_progress_of_an_attempt_of_these_workers_counts(folder, no_delays):
+    script = """
+from tf_lbsgd.workers.lease import Attempt
+if index == 0:
+    Attempt.begin(run)
+    save(attempt)
+    sys.exit(attempt < 3)
+"""
+    supervise(folder, script, max_restarts=1, num_workers=1)
+    assert attempts(folder) == 4
 
 
 def test_progress_starts_the_count_again(folder, no_delays):

@@ -63,8 +63,8 @@ class CheckpointWriter(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
         """Keeps track of the checkpoint with the lowest validation error."""
         error = 100 * (1 - logs["val_top_1_accuracy"])
-        folder = self._run_folder.checkpoints
-        checkpoints.mark_best(folder, self._position.step, error, self._keep)
+        folder, staging = self._run_folder.checkpoints, self._run_folder.staging
+        checkpoints.mark_best(folder, self._position.step, error, self._keep, staging)
 
     def _save(self) -> None:
         self._run_folder.check_still_there()  # a save would make the folder again
@@ -80,8 +80,10 @@ class CheckpointWriter(keras.callbacks.Callback):
                 arrays={n: v.numpy() for n, v in variables.items()},
                 recipe_digest=self._recipe_digest,
                 epoch_so_far=self._epoch_so_far(),
+                attempt=self._run_folder.attempt,
             ),
             keep=self._keep,
+            staging=self._run_folder.staging,
         )
 
 

@@ -101,6 +101,7 @@ class MetricsRecorder(keras.callbacks.Callback):
         epoch_metrics = {
             "epoch": epoch + 1,
             "step": self._position.step,
+            "attempt": self._run_folder.attempt,
             "train_loss": logs["loss"],
             "train_top_1_error": 100 * (1 - logs["top_1_accuracy"]),
             "validation_loss": logs["val_loss"],

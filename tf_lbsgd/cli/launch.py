@@ -116,7 +116,7 @@ def run_own_binary(own: LaunchOptions, argv: list[str]) -> None:
         gpus_per_worker=gpus_per_worker,
     )
     _NOTICE.heed()
-    supervise(workers, run_folder, supervision.RunProgress(run_folder), own)
+    supervise(workers, run_folder, supervision.RunProgress(run_folder, workers), own)
 
 
 def supervise(

@@ -83,7 +83,9 @@ def refuse_bad_paths() -> Iterator[None]:
         ) from error
 
 
-def replace_file(path: Path, content: bytes, *, is_durable: bool = True) -> None:
+def replace_file(
+    path: Path, content: bytes, *, staging: Path | None = None, is_durable: bool = True
+) -> None:
     """Writes a file whole or not at all.
 
     No reader sees half of the file, and no crash leaves half of it. The content is on the disk
@@ -93,13 +95,17 @@ def replace_file(path: Path, content: bytes, *, is_durable: bool = True) -> None
     Args:
         path: The file, in a folder that exists.
         content: All of its bytes.
+        staging: Folder on the same disk in which the file is written before it gets its name. Once
+            this folder is removed, the file cannot get its name any more. None: the folder of
+            `path`.
         is_durable: Whether to wait for the disk. That takes about 10 ms, 100 times as long as the
             rest. Without it a power failure may lose the file.
 
     Raises:
-        OSError: The disk is full or not writable. The file that was there is untouched.
+        OSError: The disk is full or not writable, or `staging` is gone. The file that was there is
+            untouched.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    temporary = _temporary(path, staging)
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -108,7 +114,8 @@ def replace_file(path: Path, content: bytes, *, is_durable: bool = True) -> None
                 os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise
     if is_durable:
         _sync_folder(path.parent)
@@ -144,24 +151,47 @@ def files_beside(path: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def append_line(path: Path, line: str) -> None:
-    """Appends a line and waits for the disk.
+def remove_file(path: Path, *, staging: Path | None = None) -> None:
+    """Removes a file, if it is there.
 
     Args:
-        path: The file, in a folder that exists. The file is made if it is absent.
-        line: The line, without its newline.
+        path: The file.
+        staging: Folder through which the file goes, as in `replace_file`. Once this folder is
+            removed, nothing can be removed through it any more.
 
     Raises:
-        OSError: The disk is full or not writable. A part of the line may have been written. It
-            has no newline then.
+        OSError: The file is there, and cannot be removed.
     """
-    is_new = not path.exists()
-    with path.open("a") as file:
-        file.write(line + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    if is_new:
-        _sync_folder(path.parent)
+    temporary = _temporary(path, staging)
+    try:
+        os.replace(path, temporary)
+    except FileNotFoundError:
+        if path.exists():
+            raise
+    temporary.unlink(missing_ok=True)
+
+
+def move_file(path: Path, destination: Path, *, staging: Path | None = None) -> None:
+    """Moves a file to another folder.
+
+    It makes the folder if need be, and replaces a file of that name in it.
+
+    Args:
+        path: The file.
+        destination: A folder on the same disk.
+        staging: As in `remove_file`.
+
+    Raises:
+        OSError: The file cannot be moved.
+    """
+    destination.mkdir(parents=True, exist_ok=True)
+    moved = destination / path.name
+    moved.unlink(missing_ok=True)
+    try:
+        os.link(path, moved)  # a rename could not be prevented any more when `staging` is gone
+    except OSError:  # a file system without links
+        shutil.copyfile(path, moved)
+    remove_file(path, staging=staging)
 
 
 def read_object(path: Path, kinds: Kinds) -> dict[str, Any]:
@@ -232,7 +262,7 @@ def remove_temporary_files(folder: Path) -> None:
     """
     for path in folder.glob(".*.partial"):
         if _TEMPORARY_NAME.fullmatch(path.name) and path.is_file():
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
 def digest_of_files(folder: Path, paths: Iterable[Path]) -> str:
@@ -268,6 +298,11 @@ def step_files(folder: Path, suffix: str) -> list[Path]:
     """
     found = [path for path in folder.glob(f"step-*{suffix}") if _is_step_file(path)]
     return sorted(found, key=step_of)
+
+
+def _temporary(path: Path, staging: Path | None) -> Path:
+    """Returns a new name that no other process has."""
+    return (staging or path.parent) / f".{path.name}.{uuid.uuid4().hex}.partial"
 
 
 def _is_step_file(path: Path) -> bool:

@@ -14,8 +14,11 @@
     audit/           worker-I.jsonl: the samples of each step, with --audit_data
     before-restart-N/
                      metrics and checkpoints that the run does not continue from
+    attempt-A/       of the newest attempt to train: its lease, and files that are being written
 
-Files are replaced atomically, so that a reader never sees half of one.
+Files are replaced atomically, so that a reader never sees half of one. A chief writes and removes
+files only through the folder of its attempt, which the next attempt removes before it reads
+anything (see `tf_lbsgd.workers.lease`). So nothing that an older attempt still does takes effect.
 """
 
 import contextlib
@@ -30,12 +33,13 @@ from typing import Any
 
 from tf_lbsgd.run.files import (
     Kinds,
-    append_line,
     check_object,
     local_path,
+    move_file,
     parse_object,
     read_object,
     refuse_bad_paths,
+    remove_temporary_files,
     replace_file,
     step_files,
     step_of,
@@ -57,12 +61,19 @@ class RunFolder:
     Args:
         path: The folder. `claim` creates it.
 
+    Attributes:
+        attempt: Number of the attempt that this process writes for. 0 if it only reads.
+        staging: Folder of that attempt through which it writes (see `files.replace_file`). None if
+            this process only reads.
+
     Raises:
         ValueError: The path is a URL, or cannot be a path (see `files.local_path`).
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = local_path(path, "run_dir")
+        self.attempt = 0
+        self.staging: Path | None = None
         self.checkpoints = self.path / "checkpoints"
         self.tensorboard = self.path / "tensorboard"
         self.logs = self.path / "logs"
@@ -109,6 +120,18 @@ class RunFolder:
                     f"A folder is in the way. Received: run_dir={self.path}, where {path} is a "
                     "folder. Expected: the file of a run, or nothing."
                 )
+        for path in self.path.glob("attempt-[0-9]*"):
+            if not path.is_dir():
+                raise ValueError(
+                    f"A file is in the way. Received: run_dir={self.path}, where {path} is no "
+                    "folder. Expected: folders of that name, which runs make, or nothing."
+                )
+        if self.checkpoints.is_dir() and not _are_on_one_disk(self.path, self.checkpoints):
+            raise ValueError(
+                f"The run folder is on two file systems. Received: run_dir={self.path}, where "
+                f"{self.checkpoints} is on another one. Expected: one file system, since files get "
+                "their names by renaming; link or mount the whole run folder."
+            )
 
     def _check_can_be_made(self, folder: Path) -> None:
         existing = next(p for p in (folder, *folder.absolute().parents) if os.path.lexists(p))
@@ -134,7 +157,15 @@ class RunFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         if not self._recipe.exists():
-            _write_json(self._recipe, recipe.to_json())
+            self._write_json(self._recipe, recipe.to_json())
+
+    def remove_temporary_files(self) -> None:
+        """Removes what killed processes left beside the files.
+
+        Only the chief of an attempt calls it, before its workers write.
+        """
+        for folder in (self.path, self.logs):
+            remove_temporary_files(folder)
 
     def read_facts(self) -> list[dict[str, Any]]:
         """Returns what the run computed with, oldest first.
@@ -162,7 +193,7 @@ class RunFolder:
             changed_data: What has changed in the data, in sentences.
         """
         entry = {"since_step": step, "facts": dict(facts), "changed_data": list(changed_data)}
-        _write_json(self._facts, {"history": [*self.read_facts(), entry]})
+        self._write_json(self._facts, {"history": [*self.read_facts(), entry]})
 
     def read_data_files(self) -> dict[str, Any]:
         """Returns what `write_data_files` wrote.
@@ -185,7 +216,7 @@ class RunFolder:
         Args:
             snapshots: JSON objects of `FileSnapshot`, by the name of the data.
         """
-        _write_json(self._data_files, snapshots)
+        self._write_json(self._data_files, snapshots)
 
     @refuse_bad_paths()
     def read_recipe(self) -> Recipe:
@@ -268,14 +299,9 @@ class RunFolder:
         Raises:
             ValueError: A line is not the object of an epoch. The message names the line.
         """
-        if not self._metrics.exists():
-            return []
-        lines = self._metrics.read_bytes().splitlines(keepends=True)
-        # A line without a newline was being written when the machine went down.
         return [
             parse_object(line, _EPOCH_KINDS, f"{self._metrics}, line {number}")
-            for number, line in enumerate(lines, 1)
-            if line.endswith(b"\n")
+            for number, line in enumerate(self._metrics_lines(), 1)
         ]
 
     def append_metrics(self, epoch_metrics: dict[str, Any]) -> None:
@@ -287,7 +313,8 @@ class RunFolder:
             ValueError: The folder was removed, as in `check_still_there`.
         """
         self.check_still_there()
-        append_line(self._metrics, json.dumps(epoch_metrics))
+        lines = self._metrics_lines()
+        self._write(self._metrics, b"".join(lines) + json.dumps(epoch_metrics).encode() + b"\n")
 
     def keep_metrics_before(self, epoch: int) -> None:
         """Drops the epochs that are to be run again.
@@ -299,7 +326,7 @@ class RunFolder:
         """
         kept = [m for m in self.read_metrics() if m["epoch"] <= epoch]
         text = "".join(json.dumps(m) + "\n" for m in kept)
-        replace_file(self._metrics, text.encode())
+        self._write(self._metrics, text.encode())
 
     def next_aside_folder(self) -> Path:
         """Returns the next `before-restart-N`, which does not exist yet."""
@@ -308,8 +335,7 @@ class RunFolder:
 
     def move_metrics(self, destination: Path) -> None:
         """Moves `metrics.jsonl` to a new folder, which it makes."""
-        destination.mkdir()
-        os.replace(self._metrics, destination / self._metrics.name)
+        move_file(self._metrics, destination, staging=self.staging)
 
     def read_result(self) -> dict[str, Any] | None:
         """Returns the outcome of the run.
@@ -323,7 +349,21 @@ class RunFolder:
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Writes `result.json`, which marks the run as complete."""
-        _write_json(self._result, result)
+        self._write_json(self._result, result)
+
+    def _metrics_lines(self) -> list[bytes]:
+        """Returns the whole lines of `metrics.jsonl`, with newlines."""
+        if not self._metrics.exists():
+            return []
+        lines = self._metrics.read_bytes().splitlines(keepends=True)
+        # An older version was writing a line without a newline when the machine went down.
+        return [line for line in lines if line.endswith(b"\n")]
+
+    def _write_json(self, path: Path, value: Any) -> None:
+        self._write(path, (json.dumps(value, indent=2) + "\n").encode())
+
+    def _write(self, path: Path, content: bytes) -> None:
+        replace_file(path, content, staging=self.staging)
 
 
 def reported_error(metrics: list[dict[str, Any]]) -> float:
@@ -362,5 +402,5 @@ def reported_noise_scale(metrics: list[dict[str, Any]]) -> float | None:
     return median if math.isfinite(median) else None
 
 
-def _write_json(path: Path, value: Any) -> None:
-    replace_file(path, (json.dumps(value, indent=2) + "\n").encode())
+def _are_on_one_disk(one: Path, other: Path) -> bool:
+    return one.stat().st_dev == other.stat().st_dev

@@ -25,6 +25,13 @@ class WorkerLostError(RuntimeError):
     """Another worker failed or stopped answering. The message names it."""
 
 
+class LeaseLostError(RuntimeError):
+    """Another attempt has taken over the run folder.
+
+    The message names it. Nothing that this one did since then counts.
+    """
+
+
 class RunStoppedError(RuntimeError):
     """All workers end the run after the same step.
 

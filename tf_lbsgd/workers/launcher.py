@@ -104,6 +104,11 @@ class LocalWorkers:
         _end_processes(self._processes)
         self._guard.end()
 
+    @property
+    def chief_pid(self) -> int:
+        """Process number of the chief that was started last."""
+        return self._processes[0].pid
+
     def wait(self, notice: PreemptionNotice, grace_secs: float) -> None:
         """Waits until all workers are done.
 

@@ -76,6 +76,9 @@ class Meeting:
         timeout_secs: How long to wait for the other workers.
         say: Prints a line for the user who waits.
         refusal: Why this worker cannot start. Empty if it can.
+        is_final: Whether a restart would find the same refusal.
+        attempt: Number of the attempt, on the chief. 0 if the workers write no run folder.
+        nonce: Random name of the attempt, on the chief.
         process: Random name of this process, 32 hexadecimal digits.
     """
 
@@ -85,15 +88,19 @@ class Meeting:
     timeout_secs: float
     say: Callable[[str], None] = print
     refusal: str = ""
+    is_final: bool = True
+    attempt: int = 0
+    nonce: str = ""
     process: str = dataclasses.field(default_factory=lambda: secrets.token_hex(16))
 
-    def meet(self) -> list[str]:
+    def meet(self) -> Verdict:
         """Waits until all workers are there and agree.
 
         The port of this worker is free again afterwards.
 
         Returns:
-            Warnings about differences that do not prevent a run.
+            The verdict, without problems. It has warnings about differences that do not prevent a
+            run, and the chief's attempt.
 
         Raises:
             MeetingError: Says which worker differs in what.
@@ -105,7 +112,8 @@ class Meeting:
         if verdict.problems:
             kind = MeetingError if verdict.is_final else StartupError
             raise kind(printable("\n".join(verdict.problems)))
-        return [printable(warning) for warning in verdict.warnings]
+        warnings = [printable(warning) for warning in verdict.warnings]
+        return dataclasses.replace(verdict, warnings=warnings)
 
     async def answer_who(self, channel: Channel, first: Message, secret: Secret) -> None:
         """Tells a caller with the secret which worker this is."""
@@ -347,10 +355,17 @@ class _Chief:
     def _verdict(self) -> Verdict:
         if self._part.refusal:
             chief = self._cluster.name_of(0)
-            return Verdict([f"{chief}, the chief, cannot start. {self._part.refusal}"])
+            problem = f"{chief}, the chief, cannot start. {self._part.refusal}"
+            return Verdict([problem], is_final=self._part.is_final)
         disagreements = self._disagreements()
         absences = [self._absence(index) for index in self._missing()]
-        return Verdict([*disagreements, *absences], self._warnings(), bool(disagreements))
+        return Verdict(
+            [*disagreements, *absences],
+            self._warnings(),
+            is_final=bool(disagreements),
+            attempt=self._part.attempt,
+            nonce=self._part.nonce,
+        )
 
     def _disagreements(self) -> list[str]:
         found = list(self._misfits)
@@ -521,7 +536,7 @@ class _Chief:
                     await asyncio.sleep(0.01)
 
 
-def refuse(cluster: Cluster, reason: str, shared_folder: Path) -> None:
+def refuse(cluster: Cluster, reason: str, shared_folder: Path, *, is_final: bool = True) -> None:
     """Tells the other workers why this one does not start.
 
     It reaches those that come within 5 s. Without it they would wait until their timeout, and only
@@ -532,11 +547,14 @@ def refuse(cluster: Cluster, reason: str, shared_folder: Path) -> None:
         reason: Why it does not start.
         shared_folder: The run folder. If it cannot be read, the others show the reason, but do not
             believe it.
+        is_final: Whether a restart would find the same reason. Only the chief can say so.
     """
     if not cluster.is_multi_worker:
         return
     existed, silence = shared_folder.exists(), lambda _: None
-    part = Meeting(cluster, {}, shared_folder, _REFUSAL_SECS, say=silence, refusal=reason)
+    part = Meeting(
+        cluster, {}, shared_folder, _REFUSAL_SECS, say=silence, refusal=reason, is_final=is_final
+    )
     with contextlib.suppress(MeetingError, StartupError):  # our refusal, or no other worker came
         part.meet()
     if not existed and cluster.is_chief:

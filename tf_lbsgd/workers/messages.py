@@ -6,12 +6,14 @@ Every field is checked, whoever sent the message.
 import asyncio
 import dataclasses
 import math
+import re
 import time
 from typing import Any
 
 from tf_lbsgd.workers.channel import Channel, Message, name_in, printable
 
 LONGEST_TEXT = 2000  # characters
+_NONCE = re.compile("[0-9a-f]{0,32}")
 _LONGEST_VERDICT = 20_000  # characters, so that it fits into a message
 
 
@@ -23,11 +25,15 @@ class Verdict:
         problems: What prevents a run.
         warnings: What does not prevent it.
         is_final: Whether a restart would find the same problems.
+        attempt: Number of the chief's attempt. 0 if it has none, since it writes nothing.
+        nonce: Random name of that attempt.
     """
 
     problems: list[str] = dataclasses.field(default_factory=list)
     warnings: list[str] = dataclasses.field(default_factory=list)
     is_final: bool = True
+    attempt: int = 0
+    nonce: str = ""
 
     @classmethod
     def from_message(cls, message: Message) -> "Verdict":
@@ -37,11 +43,21 @@ class Verdict:
             ValueError: A field is missing or of another type.
         """
         problems, warnings = (texts_in(message, field) for field in ("problems", "warnings"))
-        return cls(problems, warnings, typed(message, "is_final", bool))
+        nonce = typed(message, "nonce", str)
+        if not _NONCE.fullmatch(nonce):
+            raise ValueError("a nonce that is no hexadecimal number")
+        return cls(
+            problems,
+            warnings,
+            is_final=typed(message, "is_final", bool),
+            attempt=typed(message, "attempt", int),
+            nonce=nonce,
+        )
 
     def shortened(self) -> "Verdict":
         """Returns a verdict that fits into a message."""
-        return Verdict(_few(self.problems), _few(self.warnings), self.is_final)
+        problems, warnings = _few(self.problems), _few(self.warnings)
+        return dataclasses.replace(self, problems=problems, warnings=warnings)
 
 
 @dataclasses.dataclass(frozen=True)

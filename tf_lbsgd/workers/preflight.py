@@ -53,7 +53,7 @@ def meet(
         shared_folder=local_path(run_dir, "run_dir"),
         timeout_secs=timeout_secs,
     )
-    for warning in part.meet():
+    for warning in part.meet().warnings:
         print(f"Warning: {warning}", flush=True)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tf_lbsgd.run.folder import RunFolder
+from tf_lbsgd.workers import lease
 from tf_lbsgd.workers.exits import PREEMPTED
 from tf_lbsgd.workers.launcher import LocalWorkers, WorkerFailedError
 from tf_lbsgd.workers.preemption import PreemptionNotice
@@ -57,8 +58,9 @@ class RunProgress:
         "continues from the newest checkpoint."
     )
 
-    def __init__(self, run_folder: RunFolder) -> None:
+    def __init__(self, run_folder: RunFolder, workers: LocalWorkers) -> None:
         self._run_folder = run_folder
+        self._workers = workers
         self._has_begun = run_folder.holds_run
         self._step = run_folder.newest_checkpoint_step()
 
@@ -79,13 +81,25 @@ class RunProgress:
             folder.check_still_there()
 
     def is_made(self) -> bool:
-        """Tells whether a newer step was saved."""
-        before, self._step = self._step, max(self._step, self._run_folder.newest_checkpoint_step())
-        return self._step > before
+        """Tells whether these workers have saved a newer step."""
+        newest = self._run_folder.newest_checkpoint_step()
+        if newest <= self._step or not self._is_own_attempt():
+            return False
+        self._step = newest
+        return True
 
     def describe(self) -> str:
         """Returns the step that was saved."""
         return f", from step {self._step}"
+
+    def _is_own_attempt(self) -> bool:
+        """Tells whether these workers made the newest attempt.
+
+        Another run may hold the folder, and make progress in it.
+        """
+        path = self._run_folder.path
+        holder = lease.read_holder(path, lease.newest_attempt(path))
+        return holder is None or holder.is_process(self._workers.chief_pid)
 
 
 class CommandProgress:

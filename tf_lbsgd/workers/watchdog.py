@@ -119,7 +119,7 @@ class Watchdog:
         """
         found: list[str] = []
         if self._cluster.is_multi_worker:
-            _run_within(_BLAME_SECS, lambda: found.append(self._heartbeats.find_culprit()))
+            run_within(_BLAME_SECS, lambda: found.append(self._heartbeats.find_culprit()))
         return found[0] if found else ""
 
     def _watch(self) -> None:
@@ -148,13 +148,13 @@ class Watchdog:
         deadline = time.monotonic() + _REPORT_SECS
         states: dict[int, WorkerState] = {}
         mine = self._cluster.task_index
-        _run_within(
+        run_within(
             _READ_SECS,
             lambda: states.update({mine: self._current.describe()}),
             lambda: states.update(self._heartbeats.others()),
         )
         message = self._message(elapsed_secs, dict(states))
-        _run_within(
+        run_within(
             deadline - time.monotonic(),
             lambda: print(message, flush=True),
             lambda: _print_with_stacks(message),
@@ -195,7 +195,7 @@ def _print_with_stacks(message: str) -> None:
     faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
 
 
-def _run_within(secs: float, *parts: Callable[[], object]) -> None:
+def run_within(secs: float, *parts: Callable[[], object]) -> None:
     """Runs parts at once, and leaves those that take longer."""
     deadline = time.monotonic() + secs
     threads = [threading.Thread(target=part, daemon=True) for part in parts]
