@@ -1,0 +1,27 @@
+"""Runs examples one after another, as each worker or as one process.
+
+Writes the weights of the variable `model` that an example ends with. Argument: names.
+"""
+
+import functools
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import tensorflow as tf
+
+import tf_lbsgd as lbsgd
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
+
+# A process joins the other workers once. An example alone makes one strategy.
+lbsgd.create_strategy = functools.cache(lbsgd.create_strategy)
+tf.distribute.MultiWorkerMirroredStrategy = lbsgd.create_strategy
+
+result = {}
+for name in json.loads(sys.argv[2])["names"]:
+    model = runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")["model"]
+    result[name] = [weight.tolist() for weight in model.get_weights()]
+with open(sys.argv[1], "w") as file:
+    json.dump(result, file)
