@@ -53,6 +53,7 @@ def own_programs(tmp_path_factory):
 @pytest.mark.parametrize("name", OWN_PROGRAMS)
 def test_an_own_program_gives_on_two_workers_what_one_process_gives(name, own_programs):
     one, first, second = (weights[name] for weights in own_programs)
+    assert isinstance(first, list), first  # else an error
     assert second == first  # to the last bit
     for weight, expected in zip(first, one, strict=True):
         np.testing.assert_allclose(weight, expected, rtol=0, atol=1e-6)
