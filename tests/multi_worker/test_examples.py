@@ -39,22 +39,12 @@ def test_all_examples_are_tested():
     assert {path.stem for path in (ROOT / "examples").glob("*.py")} == set(EXAMPLES)
 
 
-@pytest.fixture(scope="module")
-def own_programs(tmp_path_factory):
-    """The last weights of each program: of one process, and of each of two workers."""
-    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    return (
-        *run_workers("examples", 1, one, names=OWN_PROGRAMS),
-        *run_workers("examples", 2, two, names=OWN_PROGRAMS),
-    )
-
-
 @pytest.mark.long
 @pytest.mark.parametrize("name", OWN_PROGRAMS)
-def test_an_own_program_gives_on_two_workers_what_one_process_gives(name, own_programs):
-    one, first, second = (weights[name] for weights in own_programs)
-    assert isinstance(first, list), first  # else an error
+def test_an_own_program_gives_on_two_workers_what_one_process_gives(name, tmp_path):
+    first, second = run_workers("examples", 2, tmp_path, name=name)
     assert second == first  # to the last bit
+    (one,) = run_workers("examples", 1, tmp_path, name=name)
     for weight, expected in zip(first, one, strict=True):
         np.testing.assert_allclose(weight, expected, rtol=0, atol=1e-6)
 
