@@ -2,9 +2,8 @@ r"""Trains under Ray Train, and goes on from the checkpoint when a worker dies.
 
     python examples/ray_train.py /tmp/ray_results 4
 
-The arguments are a folder that the workers share and the number of epochs. Needs
-`pip install "ray[train]"`. Ray starts the workers. Ray's own example does not run with stock
-Keras 3 (ray#47464). Here one line is different.
+The arguments are a shared folder and a number of epochs. Needs `pip install "ray[train]"`. Ray
+starts the workers. Ray's own example does not run with stock Keras 3 (ray#47464).
 """
 
 import sys
@@ -36,8 +35,9 @@ def train_on_worker(config: dict) -> None:
             with checkpoint.as_directory() as folder:
                 model.load_weights(f"{folder}/model.keras")  # the optimizer's state too
     rows = train.get_dataset_shard("train")  # this worker's part of the rows
+    columns = {"feature_columns": "x", "label_columns": "y", "batch_size": BATCH // 2}
     model.fit(
-        rows.to_tf(feature_columns="x", label_columns="y", batch_size=BATCH),
+        strategy.distribute_datasets_from_function(lambda context: rows.to_tf(**columns)),
         initial_epoch=model.optimizer.iterations.numpy() * BATCH // ROWS,
         epochs=config["epochs"],
         callbacks=[ReportCheckpointCallback()],

@@ -92,7 +92,6 @@ for _title, _callback in {
     "BackupAndRestore, each 2 steps": lambda: callbacks.BackupAndRestore(
         shared_path("backup2"), save_freq=2
     ),
-    "SwapEMAWeights": lambda: callbacks.SwapEMAWeights(swap_on_epoch=True),
     "own: a rate for each step": lambda: _Rates(),
     "own: stop_training within an epoch": lambda: _StopInEpoch(),
     "own: predict after each epoch": lambda: _Predicts(),

@@ -85,7 +85,6 @@ _add(
             label_smoothing=0.1
         ),
         "CategoricalFocalCrossentropy": losses.CategoricalFocalCrossentropy,
-        "CategoricalGeneralizedCrossEntropy": losses.CategoricalGeneralizedCrossEntropy,
         "CategoricalHinge": losses.CategoricalHinge,
         "KLDivergence": losses.KLDivergence,
     },
@@ -94,6 +93,7 @@ _add(
     CLASSES,
     "softmax",
     {
+        "CategoricalGeneralizedCrossEntropy": losses.CategoricalGeneralizedCrossEntropy,
         "SparseCategoricalCrossentropy": losses.SparseCategoricalCrossentropy,
         "SparseCategoricalCrossentropy, ignore_class": lambda: losses.SparseCategoricalCrossentropy(
             ignore_class=1

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from compatibility_cases import Fit, normal, regression, regression_data, shared_path, topic
+from compatibility_cases import Fit, regression, regression_data, shared_path, topic
 
 case = topic(__name__)
 
@@ -64,19 +64,6 @@ def set_weights(model_class: Any) -> Fit:
     def then(model: Any, folder: Path) -> dict[str, Any]:
         model.set_weights([0.5 * weight for weight in model.get_weights()])
         return _more(model)
-
-    return _fit(model_class, then)
-
-
-@case("export and tf.saved_model.load")
-def export(model_class: Any) -> Fit:
-    """A SavedModel for serving."""
-
-    def then(model: Any, folder: Path) -> dict[str, Any]:
-        import tensorflow as tf
-
-        model.export(folder / "exported", verbose=False)
-        return {"served": tf.saved_model.load(folder / "exported").serve(normal(3, 5))}
 
     return _fit(model_class, then)
 
