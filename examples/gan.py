@@ -13,7 +13,7 @@ import tf_lbsgd as lbsgd
 
 
 class GAN(lbsgd.MultiWorkerTrainer, keras.Model):  # was: keras.Model
-    """Has a generator, and a discriminator that tells its points from real ones."""
+    """Has a generator and a discriminator."""
 
     def __init__(self, discriminator: keras.Model, generator: keras.Model) -> None:
         super().__init__()

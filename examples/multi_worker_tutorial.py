@@ -17,7 +17,7 @@ import tf_lbsgd as lbsgd
 
 
 def fashion_mnist_dataset(batch_size: int) -> tf.data.Dataset:
-    """Returns shuffled batches without an end: images in [0, 1] and labels."""
+    """Returns batches without an end: images and labels."""
     path = importlib.resources.files("tf_lbsgd.input_pipeline.sources") / "fashion_mnist_10k.npz"
     with np.load(str(path)) as arrays:
         images, labels = arrays["train_images"], arrays["train_labels"]

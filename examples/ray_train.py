@@ -1,4 +1,4 @@
-r"""Trains under Ray Train, and goes on from the checkpoint when a worker dies.
+r"""Trains under Ray Train, and survives the death of workers.
 
     python examples/ray_train.py /tmp/ray_results 4
 

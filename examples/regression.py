@@ -1,4 +1,4 @@
-r"""Trains a regression that stops when it does not improve any more.
+r"""Trains a regression that stops when it improves no more.
 
     python -m tf_lbsgd.cli.launch --num_workers=2 -- python examples/regression.py
 

@@ -1,4 +1,4 @@
-r"""Trains a head on frozen layers, and then all layers slowly.
+r"""Trains a head on frozen layers, then all layers.
 
     python -m tf_lbsgd.cli.launch --num_workers=2 -- python examples/transfer_learning.py
 

@@ -1,4 +1,4 @@
-"""Tries the parts of Keras with stock Keras, one process and two workers of ours.
+"""Tries many small Keras programs in three layouts.
 
     python tools/compatibility_matrix.py --output=docs/compatibility.md
 

@@ -1,4 +1,4 @@
-"""Runs cases of the compatibility matrix one after another in this process.
+"""Runs cases of the compatibility matrix in this process.
 
     python tools/compatibility_worker.py RESULTS {"stock": false, "cases": [NAME, ...]}
 

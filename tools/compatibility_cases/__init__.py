@@ -1,4 +1,4 @@
-"""Has the cases of the compatibility matrix, one file for each topic.
+"""Has the cases of the compatibility matrix by topic.
 
 A case is a function that takes a model class, `keras.Model` or ours, and returns what to fit. To
 add a row, write such a function in the file of its topic and decorate it with `@case("its title")`.

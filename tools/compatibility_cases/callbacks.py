@@ -29,7 +29,7 @@ def _schedule(epoch: int, rate: float) -> float:
 
 
 class _Rates(callbacks.Callback):
-    """Sets the rate of each step, and stops after some of them."""
+    """Sets the rate of each step."""
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         self.model.optimizer.learning_rate.assign(0.1 / (batch + 1))

@@ -242,7 +242,7 @@ def frozen_normalization(model_class: Any) -> Fit:
 
 
 def _tokens(model_class: Any, make_layer: Callable[[], Any]) -> Fit:
-    """Fits an input of integers, a layer and a dense output."""
+    """Fits integers, a layer and a dense output."""
     inputs = keras.Input((6,), dtype="int32")
     x = layers.Flatten()(make_layer()(inputs))
     model = compile_model(

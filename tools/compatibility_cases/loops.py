@@ -62,7 +62,7 @@ def _own(model_class: Any, own_class: type, **compile_arguments: Any) -> Fit:
 
 
 def _network(model_class: Any) -> type[keras.Model]:
-    """Returns a class of two dense layers, of which the cases make subclasses."""
+    """Returns a class of two dense layers."""
 
     class Network(subclassable(model_class)):
         def __init__(self) -> None:

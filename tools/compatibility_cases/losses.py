@@ -1,4 +1,4 @@
-"""Losses: every class of `keras.losses`, its reductions, and losses of the user."""
+"""Losses: every class of `keras.losses`, and own ones."""
 
 import functools
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Models: how they are built, and what they are made of."""
+"""Models: how they are built."""
 
 from typing import Any
 

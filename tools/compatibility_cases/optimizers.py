@@ -1,4 +1,4 @@
-"""Optimizers: every class of `keras.optimizers`, and the options that all of them have."""
+"""Optimizers: every class of `keras.optimizers`, and their common options."""
 
 import functools
 from collections.abc import Callable

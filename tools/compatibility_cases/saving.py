@@ -1,4 +1,4 @@
-"""Saving: files that all workers name alike, written and read again."""
+"""Saving: files that are written and read again."""
 
 from pathlib import Path
 from typing import Any
