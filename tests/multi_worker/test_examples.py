@@ -1,11 +1,13 @@
-"""Models and data sets from outside the package: the examples, on one process and two workers."""
+"""The examples, and models and data sets from outside: on one process and two workers."""
 
+import ast
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from commands import epoch_metrics, run, train
+from local_cluster import run_workers
 from worker_processes import ONE_THREAD
 
 ROOT = Path(__file__).parents[2]
@@ -19,6 +21,34 @@ SMALL = (
 # Float32 sums in another order, over the five steps of an epoch. In many more steps a ReLU's
 # argument may cross zero in one layout only, and the weights behind it jump (see BUILD.md).
 TOLERANCE = 1e-5
+
+OWN_PROGRAMS = ("gan", "multi_worker_tutorial", "own_data", "regression", "transfer_learning")
+EXAMPLES = (*OWN_PROGRAMS, "own_dataset", "own_model", "ray_train")
+_LONGEST = 60  # lines
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_is_short_and_opens_with_its_command(name):
+    source = (ROOT / "examples" / f"{name}.py").read_text()
+    assert len(source.splitlines()) <= _LONGEST
+    command = ast.get_docstring(ast.parse(source)).split("\n\n")[1]
+    assert command.startswith("    python ") and f"examples.{name}" in command.replace("/", ".")
+
+
+def test_all_examples_are_tested():
+    assert {path.stem for path in (ROOT / "examples").glob("*.py")} == set(EXAMPLES)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", OWN_PROGRAMS)
+def test_an_own_program_gives_on_two_workers_what_one_process_gives(name, tmp_path):
+    first, second = run_workers("examples", 2, tmp_path, name=name)
+    assert second == first  # to the last bit
+    if name == "gan":  # it draws random numbers
+        return
+    (one,) = run_workers("examples", 1, tmp_path, name=name)
+    for weight, expected in zip(first, one, strict=True):
+        np.testing.assert_allclose(weight, expected, rtol=0, atol=1e-6)
 
 
 def newest_arrays(run_dir: Path) -> dict[str, np.ndarray]:
