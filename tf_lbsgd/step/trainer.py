@@ -4,8 +4,8 @@ Stock Keras 3 cannot `fit()` under `MultiWorkerMirroredStrategy` (keras#20585). 
 every metric in a collective of its own, and leaves other batch-normalization statistics on each
 worker. Here a step is three moves, and only the middle one talks to other workers:
 
-1. `_local_totals`: each replica runs its micro-batches one after another and adds up gradients,
-   proposed updates of non-trainable state (BN running statistics), metric states and the number
+1. `_local_totals`: each replica runs its micro-batches one after another (`passes`) and adds up
+   gradients, proposed updates of state (BN running statistics), metric states and the number
    of samples. Nothing is assigned: a `keras.StatelessScope` captures what layers would assign.
 2. `_all_reduce`: one batched all-reduce (SUM) of those totals.
 3. `_apply`: every worker divides by the same global sample count, takes the same decision on the
@@ -93,12 +93,11 @@ class MultiWorkerTrainer(ChiefWrites, DividesData):
         class MyModel(lbsgd.MultiWorkerTrainer, keras.Model): ...
 
     It works under `MultiWorkerMirroredStrategy`, `MirroredStrategy`, `OneDeviceStrategy` and the
-    default strategy, with any Keras optimizer, loss, metric and callback. Every worker gets the
-    same logs. Batches may be of any size, the last one short or, on some workers, empty. Every
-    sample counts once.
+    default strategy, with any Keras optimizer, loss, metric and callback, and with a `train_step`
+    that overrides its own (see `own_steps`). Every worker gets the same logs. Batches may be of any
+    size, the last one short or, on some workers, empty. Every sample counts once.
 
-    Metrics must be additive: their variables must be sums over samples, as in all metrics of
-    Keras. Keras makes the same assumption with `aggregation="sum"`.
+    `fit` and `evaluate` refuse a model whose batches cannot be divided (see `divisibility`).
 
     Attributes:
         step_record: `StepRecord` of the last step. `compile` creates it.
