@@ -26,7 +26,7 @@ class GAN(lbsgd.MultiWorkerTrainer, keras.Model):  # was: keras.Model
         self.built = True
 
     def train_step(self, real: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Trains the discriminator on real and made points, and then the generator."""
+        """Trains the discriminator, and then the generator."""
         count = tf.shape(real)[0]
         noise = keras.random.normal((count, 4), seed=self.seed_generator)
         points = tf.concat([self.generator(noise), real], axis=0)

@@ -1,4 +1,4 @@
-r"""Trains on your own table, with a weight for each row.
+r"""Trains on your own table with weights of rows.
 
     python -m tf_lbsgd.cli.launch --num_workers=2 -- python examples/own_data.py
 

@@ -22,7 +22,7 @@ BATCH, ROWS = 32, 256
 
 
 def train_on_worker(config: dict) -> None:
-    """Trains from the newest checkpoint of Ray, if there is one."""
+    """Trains from the newest checkpoint of Ray, if any."""
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     with strategy.scope():
         keras.utils.set_random_seed(1)

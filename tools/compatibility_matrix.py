@@ -116,7 +116,7 @@ def main(_: list[str]) -> None:
 
 
 def read_outcomes(file: Path) -> dict[str, list[Outcome]]:
-    """Returns the outcomes of earlier cases, none if the file does not exist."""
+    """Returns the outcomes of earlier cases."""
     kept = json.loads(file.read_text()) if file.exists() else {}
     return {name: [Outcome(**outcome) for outcome in row] for name, row in kept.items()}
 
@@ -149,7 +149,7 @@ def run_part(
 
 
 def run_layout(layout: Layout, names: list[str], timeout_secs: float) -> dict[str, list[dict]]:
-    """Runs cases in a layout, and starts its processes again after a case that broke them.
+    """Runs cases in a layout, whatever becomes of them.
 
     Returns:
         The results of all workers by case. See `compatibility_worker.run_case`.
@@ -164,7 +164,7 @@ def run_layout(layout: Layout, names: list[str], timeout_secs: float) -> dict[st
 def run_processes(
     layout: Layout, names: list[str], folder: Path, timeout_secs: float
 ) -> dict[str, list[dict]]:
-    """Runs workers until all of them end, or until a case takes too long.
+    """Runs workers until a case breaks them.
 
     Returns:
         The results of all workers by case, up to the case that broke them.
@@ -196,7 +196,7 @@ def run_processes(
 
 
 def wait_for_results(workers: WorkerProcesses, files: list[Path], timeout_secs: float) -> None:
-    """Returns when all workers have ended, or when a case takes too long."""
+    """Returns when workers end, or a case takes too long."""
     counts, deadline = [0] * len(files), time.monotonic() + _START_SECS + timeout_secs
     while None in (statuses := workers.statuses()) and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -242,7 +242,7 @@ def judge(case: Case, stock: list[dict], one: list[dict], two: list[dict]) -> li
 
 
 def failure(results: list[dict]) -> Outcome | None:
-    """Returns what went wrong, or None if all workers have weights and logs."""
+    """Returns what went wrong, or None."""
     kinds = [result.get("kind") for result in results]
     if not any(kinds):
         return None
@@ -276,7 +276,7 @@ def differences(result: dict, reference: dict) -> tuple[float, float]:
 
 
 def largest_difference(values: Collection[Any], references: Collection[Any]) -> float:
-    """Returns the largest difference, relative to the largest value where that is above 1."""
+    """Returns the largest difference, relative to values above 1."""
     if len(values) != len(references):
         return math.inf
     largest = 0.0
@@ -297,7 +297,7 @@ def largest_difference(values: Collection[Any], references: Collection[Any]) -> 
 
 
 def page(rows: dict[str, list[Outcome]]) -> str:
-    """Returns the page with counts and table, the rows that do not work first."""
+    """Returns the page with counts and table."""
     titles = (STOCK.title, ONE_PROCESS.title, TWO_WORKERS.title)
     counts = [
         [kind, *(str(sum(r[i].kind == kind for r in rows.values())) for i in range(len(titles)))]
@@ -315,7 +315,7 @@ def page(rows: dict[str, list[Outcome]]) -> str:
 
 
 def badness(outcomes: list[Outcome]) -> tuple[int, int]:
-    """Returns the key by which rows are sorted: our worst outcome, then that of stock Keras."""
+    """Returns the key by which rows are sorted."""
     stock, *ours = (OUTCOMES.index(outcome.kind) for outcome in outcomes)
     return min(ours), stock
 

@@ -44,7 +44,7 @@ def main(results: str, described: str) -> None:
 
 
 def end_with_parent(parent: int) -> None:
-    """Ends this process when the tool that started it is gone."""
+    """Ends this process when the tool is gone."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
@@ -73,7 +73,7 @@ def run_case(case: Any, strategy: tf.distribute.Strategy, model_class: Any) -> d
 
 
 def fit_model(fit: compatibility_cases.Fit) -> dict[str, Any]:
-    """Fits a model, and returns its weights and logs by name."""
+    """Fits a model and returns its weights and logs."""
     arguments = {"verbose": 0, "shuffle": False, **fit.arguments}
     if isinstance(arguments.get("y"), np.ndarray):
         arguments.setdefault("batch_size", 16)
@@ -87,7 +87,7 @@ def fit_model(fit: compatibility_cases.Fit) -> dict[str, Any]:
 
 
 def as_list(value: Any) -> Any:
-    """Returns a variable or a nested value as lists of numbers."""
+    """Returns a nested value as lists of numbers."""
     return np.asarray(keras.tree.map_structure(np.asarray, value), "float64").tolist()
 
 

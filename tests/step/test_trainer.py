@@ -183,6 +183,17 @@ def test_several_steps_per_execution_give_the_same(data):
     assert_same_weights(several, one, rtol=0)
 
 
+def test_a_metric_given_as_an_object_counts_each_sample_once():
+    inputs = keras.Input((1,))
+    model = lbsgd.DataParallelModel(inputs, keras.layers.Dense(1, activation="sigmoid")(inputs))
+    metric = keras.metrics.TruePositives(thresholds=0.0)  # all samples: every output is above
+    model.compile(optimizer="sgd", loss="binary_crossentropy", metrics=[metric])
+    history = model.fit(np.ones((8, 1)), np.ones((8, 1)), batch_size=4, verbose=0).history
+    assert history["true_positives"] == [8.0]
+    model.compile(optimizer="sgd", loss="mse")
+    assert metric not in model.metrics
+
+
 def test_a_strategy_of_one_device_gives_the_same(data):
     """The one of a single GPU, which reads ahead into its memory."""
     plain = compile_model(build())

@@ -189,7 +189,8 @@ class MultiWorkerTrainer(ChiefWrites, DividesData):
         )
         _check_loss_reductions(self.loss)
         self._micro_batch_size = micro_batch_size
-        self._losses_and_metrics = [loss, metrics, weighted_metrics]
+        # A function, since Keras would take the metrics in a list for more metrics of the model.
+        self._losses_and_metrics = lambda: [loss, metrics, weighted_metrics]
         self._averaged_metrics = None
         self._communication_options = communication_options
         self.local_progress = LocalProgress()
@@ -644,7 +645,7 @@ class MultiWorkerTrainer(ChiefWrites, DividesData):
     def _check_division(self, iterator: Any, data_batch: Any) -> None:
         """Refuses a model whose batches cannot be divided."""
         self._averaged_metrics = frozenset()
-        if self._micro_batch_size and divisibility.is_known(self, self._losses_and_metrics):
+        if self._micro_batch_size and divisibility.is_known(self, self._losses_and_metrics()):
             return
         batch = private_api.first_batch(iterator.data_adapter) if iterator else data_batch
         if batch is None:  # the step will find it out, on all workers

@@ -95,7 +95,7 @@ def is_ours(model_class: type[keras.Model]) -> bool:
 
 
 def subclassable(model_class: type[keras.Model]) -> type[keras.Model]:
-    """Returns the class of which a user's class with its own `call` is a subclass."""
+    """Returns the base of a user's class with `call`."""
     if not is_ours(model_class):
         return keras.Model
     import tf_lbsgd as lbsgd  # not for stock Keras
@@ -117,7 +117,7 @@ def compile_model(model: Any, **arguments: Any) -> Any:
 
 
 def shared_path(name: str) -> str:
-    """Returns a path that all workers name alike, in a folder that the tool deletes."""
+    """Returns a path that all workers name alike."""
     folder = Path(tempfile.gettempdir()) / "shared"
     folder.mkdir(exist_ok=True)
     return str(folder / name)
@@ -129,7 +129,7 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def integers(limit: int, *shape: int, seed: int = 0) -> np.ndarray:
-    """Returns random integers below a limit: int32, with the given shape."""
+    """Returns random int32 below a limit."""
     return np.random.default_rng(seed).integers(0, limit, shape).astype("int32")
 
 
@@ -139,7 +139,7 @@ def regression_data(num_samples: int = NUM_SAMPLES) -> dict[str, np.ndarray]:
 
 
 def classification_data(num_samples: int = NUM_SAMPLES) -> dict[str, np.ndarray]:
-    """Returns x, [num_samples, 5] float32, and y, [num_samples] int32 below 3."""
+    """Returns x, [num_samples, 5], and y, [num_samples] below 3."""
     labels = integers(3, num_samples)
     return {"x": normal(num_samples, 5) + labels[:, None], "y": labels}
 
@@ -147,21 +147,21 @@ def classification_data(num_samples: int = NUM_SAMPLES) -> dict[str, np.ndarray]
 def perceptron(
     model_class: type[keras.Model], outputs: int = 2, activation: str | None = None
 ) -> Any:
-    """Returns a network of 5 inputs, 4 tanh units and some outputs."""
+    """Returns a network of 5 inputs and 4 units."""
     inputs = keras.Input((5,))
     x = keras.layers.Dense(4, activation="tanh")(inputs)
     return model_class(inputs, keras.layers.Dense(outputs, activation=activation)(x))
 
 
 def regression(model_class: type[keras.Model], **compile_arguments: Any) -> Fit:
-    """Returns the fit of a small network: mean squared error, SGD of rate 0.1."""
+    """Returns the fit of a small regression by SGD."""
     arguments = {"optimizer": keras.optimizers.SGD(0.1), "loss": "mse", **compile_arguments}
     model = compile_model(perceptron(model_class), **arguments)
     return Fit(model, {**regression_data(), "epochs": 2})
 
 
 def classification(model_class: type[keras.Model], **compile_arguments: Any) -> Fit:
-    """Returns the fit of a small classifier: cross entropy, SGD of rate 0.1."""
+    """Returns the fit of a small classifier by SGD."""
     arguments = {
         "optimizer": keras.optimizers.SGD(0.1),
         "loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True),

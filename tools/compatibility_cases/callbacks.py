@@ -148,7 +148,7 @@ def _task_index() -> int:
 
 @case("stop_training on one worker only")
 def stops_alone(model_class: Any) -> Fit:
-    """Only the chief asks to stop: all workers end after the same epoch."""
+    """Only the chief asks to stop, after an epoch."""
 
     class Stop(callbacks.Callback):
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:

@@ -335,7 +335,7 @@ def add_loss(model_class: Any) -> Fit:
 
 @case("a layer with add_loss of a keras.losses class")
 def add_loss_object(model_class: Any) -> Fit:
-    """A loss that a layer adds, computed by a class of Keras."""
+    """A class of Keras as a loss that is added."""
 
     class Reconstruction(layers.Layer):
         def build(self, shape: Any) -> None:
@@ -352,7 +352,7 @@ def add_loss_object(model_class: Any) -> Fit:
 
 @case("a layer with add_loss of a sum")
 def add_loss_sum(model_class: Any) -> Fit:
-    """A sum over the batch as a loss: it depends on how the batch is divided."""
+    """A sum over the batch as a loss."""
 
     class Penalty(layers.Layer):
         def call(self, inputs: Any) -> Any:
@@ -364,7 +364,7 @@ def add_loss_sum(model_class: Any) -> Fit:
 
 @case("a layer with statistics of the batch")
 def own_statistics(model_class: Any) -> Fit:
-    """Subtracts the mean of the batch: samples are coupled without a layer of Keras."""
+    """Subtracts the mean of the batch."""
 
     class Center(layers.Layer):
         def call(self, inputs: Any) -> Any:

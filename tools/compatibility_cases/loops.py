@@ -116,7 +116,7 @@ def guide_train_step(model_class: Any) -> Fit:
 
 @case("own train_step with own trackers")
 def trackers(model_class: Any) -> Fit:
-    """The lower-level step of the guide: own loss and own metrics."""
+    """The lower-level step of the guide."""
 
     class Own(_network(model_class)):
         def __init__(self) -> None:
@@ -145,7 +145,7 @@ def trackers(model_class: Any) -> Fit:
 
 @case("own train_step and EarlyStopping")
 def own_step_stops(model_class: Any) -> Fit:
-    """A stop that depends on the logs of an own step."""
+    """A stop that depends on logs of an own step."""
     fit = guide_train_step(model_class)
     stop = keras.callbacks.EarlyStopping("loss", min_delta=0.3, patience=0)
     return with_arguments(fit, epochs=4, callbacks=[stop])
@@ -286,7 +286,7 @@ def autoencoder(model_class: Any) -> Fit:
 
 @case("a VAE, as in keras.io's example", unlike_stock="random numbers")
 def vae(model_class: Any) -> Fit:
-    """Own step, sampling layer, sum over pixels and mean over samples."""
+    """An own step that draws random numbers."""
 
     class Vae(subclassable(model_class)):
         def __init__(self) -> None:
@@ -411,7 +411,7 @@ def distillation(model_class: Any) -> Fit:
 
 @case("gradients that are not finite", unlike_stock="a skipped step")
 def not_finite(model_class: Any) -> Fit:
-    """One sample is infinite: the step is skipped, and the logs say so."""
+    """One sample is infinite, so a step is skipped."""
     fit = regression(model_class)
     x = fit.arguments["x"].copy()
     x[20] = float("inf")

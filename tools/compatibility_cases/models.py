@@ -244,7 +244,7 @@ def masks(model_class: Any) -> Fit:
 
 @case("masked loss for each time step")
 def masked_loss(model_class: Any) -> Fit:
-    """Padded tokens, and a label for each of them: the mask counts in the loss."""
+    """Padded tokens, and a label for each of them."""
     inputs = keras.Input((6,), dtype="int32")
     x = layers.Embedding(10, 4, mask_zero=True)(inputs)
     outputs = layers.Dense(1)(layers.LSTM(3, return_sequences=True)(x))

@@ -12,7 +12,7 @@ case = topic(__name__)
 
 
 def _fit(model_class: Any, then: Any) -> Fit:
-    """Fits with Adam, saves, reads, and looks at what was read."""
+    """Fits, saves and reads."""
     fit = regression(model_class, optimizer=keras.optimizers.Adam(0.01), metrics=["mae"])
 
     def save_and_look() -> dict[str, Any]:
@@ -98,7 +98,7 @@ def to_json(model_class: Any) -> Fit:
 
 @case("tf.train.Checkpoint")
 def checkpoint(model_class: Any) -> Fit:
-    """TensorFlow's own checkpoints, each worker in a folder of its own."""
+    """TensorFlow's own checkpoints, one for each worker."""
 
     def then(model: Any, folder: Path) -> dict[str, Any]:
         import os
