@@ -136,9 +136,11 @@ def test_a_metric_that_counts_batches_is_a_mean():
     assert len(check(model)) == 2  # those of the function, not those of accuracy
 
 
-def test_models_of_keras_parts_are_known():
-    model = network(keras.layers.BatchNormalization())
+def test_parts_of_keras_and_of_this_package_are_known():
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    assert divisibility.is_known(model, [loss, ["accuracy", None], None])
-    assert not divisibility.is_known(model, [cross_entropy, None, None])
-    assert not divisibility.is_known(network(BatchMean()), [loss, None, None])
+    layers = [keras.layers.BatchNormalization(), lbsgd.BatchNormalization()]
+    assert divisibility.are_known(
+        [layers, loss, "mse", keras.losses.mean_squared_error, ["accuracy", None]]
+    )
+    assert not divisibility.are_known([loss, cross_entropy])
+    assert not divisibility.are_known([*layers, BatchMean()])

@@ -29,18 +29,16 @@ _HALF_PRECISION = {"float16", "bfloat16"}
 Results = list[tuple[tf.Tensor, Any]]
 
 
-def is_known(model: keras.Model, parts: Any) -> bool:
+def are_known(parts: Any) -> bool:
     """Tells whether all parts are of Keras or this package.
 
     Their losses are means over samples, and the variables of their metrics are sums.
 
     Args:
-        model: The model.
-        parts: Losses and metrics, nested, as given to `compile`.
+        parts: Layers, losses or metrics, nested. Names are those of Keras.
     """
-    layers = private_api.all_layers(model)
     named = [part for part in keras.tree.flatten(parts) if not isinstance(part, (str, type(None)))]
-    modules = [getattr(part, "__module__", "") or "" for part in [*layers, *named]]
+    modules = [getattr(part, "__module__", "") or "" for part in named]
     return all(module.startswith(_OUR_MODULES) for module in modules)
 
 

@@ -189,8 +189,8 @@ class MultiWorkerTrainer(ChiefWrites, DividesData):
         )
         _check_loss_reductions(self.loss)
         self._micro_batch_size = micro_batch_size
-        # A function, since Keras would take the metrics in a list for more metrics of the model.
-        self._losses_and_metrics = lambda: [loss, metrics, weighted_metrics]
+        # Metrics that are kept in a list would count twice, as Keras would track them.
+        self._is_of_known_parts = divisibility.are_known([loss, metrics, weighted_metrics])
         self._averaged_metrics = None
         self._communication_options = communication_options
         self.local_progress = LocalProgress()
@@ -645,7 +645,8 @@ class MultiWorkerTrainer(ChiefWrites, DividesData):
     def _check_division(self, iterator: Any, data_batch: Any) -> None:
         """Refuses a model whose batches cannot be divided."""
         self._averaged_metrics = frozenset()
-        if self._micro_batch_size and divisibility.is_known(self, self._losses_and_metrics()):
+        layers = private_api.all_layers(self)
+        if self._micro_batch_size and self._is_of_known_parts and divisibility.are_known(layers):
             return
         batch = private_api.first_batch(iterator.data_adapter) if iterator else data_batch
         if batch is None:  # the step will find it out, on all workers
