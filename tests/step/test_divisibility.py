@@ -72,9 +72,10 @@ def test_means_over_samples_may_be_divided(layers):
     "layer, cause",
     [
         (keras.layers.BatchNormalization(name="normal"), r"batch normalization \(normal\)"),
+        (keras.layers.BatchNormalization(synchronized=True), "batch normalization"),
         (BatchMean(), "influence each other"),
     ],
-    ids=["batch normalization", "own layer"],
+    ids=["batch normalization", "synchronized", "own layer"],
 )
 def test_coupled_samples_need_a_micro_batch_size(layer, cause):
     model = network(layer)
@@ -134,6 +135,16 @@ def test_a_metric_that_counts_batches_is_a_mean():
     model = network(metrics=[lambda t, p: keras.ops.mean(cross_entropy(t, p)), "accuracy"])
     assert {path.rpartition("/")[2] for path in check(model)} == {"total", "count"}
     assert len(check(model)) == 2  # those of the function, not those of accuracy
+
+
+def test_layers_that_fix_the_batch_are_refused():
+    inputs = keras.Input(batch_shape=(16, 3, 2))
+    with pytest.raises(ValueError, match=r"fixed batch size, .* batch_shape=\(16, 3, 2\)"):
+        divisibility.check_layers(keras.Model(inputs, keras.layers.LSTM(4)(inputs)))
+    stateful = keras.Sequential([keras.layers.LSTM(4, stateful=True, name="memory")])
+    with pytest.raises(ValueError, match=r"LSTM\(stateful=True\) 'memory'"):
+        divisibility.check_layers(stateful)
+    divisibility.check_layers(network(keras.layers.Dense(4)))
 
 
 def test_parts_of_keras_and_of_this_package_are_known():

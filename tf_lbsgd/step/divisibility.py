@@ -151,19 +151,50 @@ def _random_numbers_of_tensorflow() -> Iterator[None]:
             setattr(tf.random, name, original)
 
 
+def check_layers(model: keras.Model) -> None:
+    """Refuses layers for which a batch has a fixed size.
+
+    Args:
+        model: A model whose batches are divided.
+
+    Raises:
+        ValueError: An input has a fixed batch size, or a layer keeps a state for each row.
+    """
+    layers = private_api.all_layers(model)
+    for layer in layers:
+        if getattr(layer, "stateful", False):
+            raise refusal(
+                "A stateful layer keeps a state for each row of a batch, so the batch cannot be "
+                "divided.",
+                f"{type(layer).__name__}(stateful=True) {layer.name!r}",
+                "stateful=False, or one replica and no micro_batch_size",
+            )
+        if isinstance(layer, keras.layers.InputLayer) and layer.batch_shape[0] is not None:
+            raise refusal(
+                "An input has a fixed batch size, but parts of a batch have other sizes.",
+                f"batch_shape={layer.batch_shape} of the input {layer.name!r}",
+                "keras.Input(shape), where the batch size is free, or one replica and no "
+                "micro_batch_size",
+            )
+
+
 def _parts(batch: Any) -> tuple[Any, Any, Any]:
     """Returns some samples and their two halves."""
     batch = tf.nest.map_structure(_tensor, batch)
     available = int(micro_batches.batch_dimension(batch))
     num_samples = max(2, min(available, _NUM_SAMPLES) // 2 * 2)
-    rows = np.arange(num_samples) % max(available, 1)  # one sample counts twice
+    half = num_samples // 2
+    if available == 1:  # which counts twice
+        batch = _map(lambda leaf: tf.repeat(leaf, 2, axis=0), batch)
 
-    def take(indices: np.ndarray) -> Any:
-        return tf.nest.map_structure(
-            lambda leaf: None if leaf is None else tf.gather(leaf, indices), batch
-        )
+    def take(start: int, stop: int) -> Any:
+        return _map(lambda leaf: micro_batches.rows(leaf, start, stop), batch)
 
-    return take(rows), take(rows[: num_samples // 2]), take(rows[num_samples // 2 :])
+    return take(0, num_samples), take(0, half), take(half, num_samples)
+
+
+def _map(function: Callable[[Any], Any], batch: Any) -> Any:
+    return tf.nest.map_structure(lambda leaf: None if leaf is None else function(leaf), batch)
 
 
 def _tensor(leaf: Any) -> Any:

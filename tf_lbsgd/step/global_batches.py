@@ -88,15 +88,6 @@ def rows_of_replica(
     return first_row(replica_id), first_row(replica_id + 1)
 
 
-def _cut(leaf: Any, start: tf.Tensor, stop: tf.Tensor) -> Any:
-    if isinstance(leaf, tf.SparseTensor):
-        others = leaf.dense_shape[1:]
-        begin = tf.concat([[start], tf.zeros_like(others)], 0)
-        size = tf.concat([[stop - start], others], 0)
-        return tf.sparse.slice(leaf, begin, size)
-    return leaf if leaf.shape.rank == 0 else leaf[start:stop]
-
-
 def _num_rows(leaves: list) -> tf.Tensor:
     """Returns the rows of a global batch, an int64 scalar."""
 
@@ -187,7 +178,7 @@ def distribute(
     def replica_batch(element: tuple, replica_id: tf.Tensor) -> ReplicaBatch:
         leaves, digest, num_rows, place = element
         start, stop = rows_of_replica(num_rows, replica_id, num_replicas, micro_batch_size)
-        rows = iter([_cut(leaf, start, stop) for leaf in leaves])
+        rows = iter([micro_batches.rows(leaf, start, stop) for leaf in leaves])
         data = tf.nest.map_structure(
             lambda spec: None if _is_absent(spec) else next(rows), dataset.element_spec
         )
@@ -345,7 +336,7 @@ def _replica_batch_of(data: Any, micro_batch_size: int | None) -> ReplicaBatch:
         num_rows, replica_id, context.num_replicas_in_sync, micro_batch_size
     )
     rows = tf.nest.map_structure(
-        lambda leaf: None if leaf is None else _cut(leaf, start, stop), data
+        lambda leaf: None if leaf is None else micro_batches.rows(leaf, start, stop), data
     )
     return ReplicaBatch(rows, fingerprint(leaves), start, num_rows, tf.constant(LAST))
 

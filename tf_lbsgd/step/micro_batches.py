@@ -33,8 +33,29 @@ def batch_dimension(data: Any) -> tf.Tensor | int:
     It is a Python int if known when tracing, else an int32 scalar.
     """
     first = next(t for t in tf.nest.flatten(data) if t is not None)
+    if isinstance(first, tf.SparseTensor):
+        return tf.cast(first.dense_shape[0], tf.int32)
     static = first.shape[0]
     return tf.shape(first)[0] if static is None else static
+
+
+def rows(leaf: Any, start: tf.Tensor, stop: tf.Tensor) -> Any:
+    """Returns rows [start, stop) of a dense, ragged or sparse tensor.
+
+    A scalar stays as it is.
+
+    Args:
+        leaf: [batch, ...].
+        start: int32 or int64 scalar.
+        stop: As `start`.
+    """
+    if isinstance(leaf, tf.SparseTensor):
+        start, stop = tf.cast(start, tf.int64), tf.cast(stop, tf.int64)
+        begin = tf.one_hot(0, leaf.shape.rank, start, dtype=tf.int64)
+        size = tf.concat([[stop - start], leaf.dense_shape[1:]], 0)
+        part = tf.sparse.slice(leaf, begin, size)
+        return tf.SparseTensor(part.indices, part.values, size)
+    return leaf if leaf.shape.rank == 0 else leaf[start:stop]
 
 
 def slice_batch(data: Any, start: tf.Tensor, size: int | tf.Tensor) -> Any:
@@ -49,8 +70,9 @@ def slice_batch(data: Any, start: tf.Tensor, size: int | tf.Tensor) -> Any:
     def take(tensor: tf.Tensor | None) -> tf.Tensor | None:
         if tensor is None:
             return None
-        rows = tensor[start : tf.minimum(start + size, batch)]
-        return tf.ensure_shape(rows, [size, *tensor.shape[1:]]) if is_even else rows
+        part = rows(tensor, start, tf.minimum(start + size, batch))
+        is_fixed = is_even and isinstance(tensor, tf.Tensor)
+        return tf.ensure_shape(part, [size, *tensor.shape[1:]]) if is_fixed else part
 
     return tf.nest.map_structure(take, data)
 

@@ -123,7 +123,8 @@ class Passes:
         }
         if not self.training:
             return loss, EvaluationTotals(logs=[], **sums)
-        self.trained, gradients = proposals.gradients(tape, scaled_loss)
+        with private_api.single_replica():
+            self.trained, gradients = proposals.gradients(tape, scaled_loss)
         squared_norm = 2.0 * tf.reduce_sum(step_record.half_squared_norms(gradients))
         return loss, TrainingTotals(
             **sums,

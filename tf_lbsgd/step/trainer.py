@@ -645,6 +645,7 @@ class MultiWorkerTrainer(ChiefWrites, DividesData):
     def _check_division(self, iterator: Any, data_batch: Any) -> None:
         """Refuses a model whose batches cannot be divided."""
         self._averaged_metrics = frozenset()
+        divisibility.check_layers(self)
         layers = private_api.all_layers(self)
         if self._micro_batch_size and self._is_of_known_parts and divisibility.are_known(layers):
             return

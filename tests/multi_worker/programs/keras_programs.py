@@ -174,6 +174,19 @@ def random_numbers_in_layers():
     return fitted(network(*layers), validation_data=(FEATURES, LABELS))
 
 
+def sparse_inputs():
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((5,), sparse=True)
+    model = MODEL(inputs, keras.layers.Dense(3)(inputs))
+    features = tf.sparse.from_dense(np.where(FEATURES > 1, FEATURES, 0))
+    return fitted(
+        model,
+        tf.data.Dataset.from_tensor_slices((features, LABELS)).batch(16),
+        None,
+        batch_size=None,
+    )
+
+
 # ---- metrics ----
 
 
