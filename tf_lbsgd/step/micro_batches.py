@@ -40,7 +40,7 @@ def batch_dimension(data: Any) -> tf.Tensor | int:
 
 
 def rows(leaf: Any, start: tf.Tensor, stop: tf.Tensor) -> Any:
-    """Returns rows [start, stop) of a dense, ragged or sparse tensor.
+    """Returns rows [start, stop) of a tensor of any kind.
 
     A scalar stays as it is.
 
