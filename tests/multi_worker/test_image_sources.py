@@ -14,7 +14,8 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("model", ["resnet8", pytest.param("resnet50", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("model", ["resnet8", "resnet50"])
 def test_losses_do_not_depend_on_how_the_images_are_stored(model, tmp_path):
     shards = tmp_path / "shards"
     for form in ("tfrecord", "arrayrecord"):

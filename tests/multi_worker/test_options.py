@@ -39,6 +39,7 @@ def test_two_workers_have_the_state_of_one(optimizer, tmp_path):
     assert two["history"] == {n: pytest.approx(v, rel=1e-5) for n, v in one["history"].items()}
 
 
+@pytest.mark.long
 def test_a_run_with_every_option_does_not_depend_on_its_layout(tmp_path):
     layouts = {"one": (1, ()), "two workers": (2, ()), "two replicas": (1, ("--cpu_replicas=2",))}
     for name, (num_workers, flags) in layouts.items():
