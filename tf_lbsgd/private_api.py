@@ -25,8 +25,6 @@ from keras.src.trainers import data_adapters
 from keras.src.trainers.data_adapters import array_slicing
 from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
 from keras.src.trainers.data_adapters.data_adapter import DataAdapter
-from keras.src.trainers.data_adapters.generator_data_adapter import GeneratorDataAdapter
-from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter
 from tensorflow.python.distribute import distribute_lib
 from tensorflow.python.eager import context
 from tensorflow.python.framework import random_seed
@@ -98,6 +96,17 @@ def own_metrics(model: keras.Model) -> list[keras.metrics.Metric]:
         elif all(metric is not other for other in of_losses):
             found.append(metric)
     return found
+
+
+def has_mask(output: Any) -> bool:
+    """Tells whether a layer's output has a mask.
+
+    Upstream: keras/src/backend/common/masking.py, `get_keras_mask`.
+
+    Args:
+        output: A tensor.
+    """
+    return getattr(output, "_keras_mask", None) is not None
 
 
 def compute_loss(
@@ -200,35 +209,6 @@ def dataset_of_iterator(iterator: Any) -> tf.data.Dataset | tf.distribute.Distri
 
 
 # ---- data ----
-
-
-def first_batch(adapter: Any) -> Any:
-    """Returns the first batch of what `fit` is given.
-
-    It may be another batch of the same kind. It takes nothing from a generator.
-    None: there is none.
-    Upstream: keras/src/trainers/data_adapters/array_data_adapter.py, `_inputs`. In
-    generator_data_adapter.py `_first_batches`, in py_dataset_adapter.py `py_dataset`.
-
-    Args:
-        adapter: The data adapter of an `EpochIterator`.
-
-    Returns:
-        x, (x, y) or (x, y, sample_weight), leaves [batch, ...], of one replica if the user has
-        divided the data.
-    """
-    if isinstance(adapter, DistributedAdapter):
-        adapter = adapter.adapter
-    if isinstance(adapter, ArrayDataAdapter):
-        return tree.map_structure(lambda a: a[: adapter._batch_size], adapter._inputs)
-    if isinstance(adapter, GeneratorDataAdapter):
-        return adapter._first_batches[0]
-    if isinstance(adapter, PyDatasetAdapter):
-        return adapter.py_dataset[0]
-    batch = next(iter(adapter.get_tf_dataset()), None)
-    return tf.nest.map_structure(
-        lambda v: v.values[0] if isinstance(v, tf.distribute.DistributedValues) else v, batch
-    )
 
 
 def data_adapter(**arguments: Any) -> DataAdapter:

@@ -13,6 +13,7 @@ QUICK = [
     "gradient_accumulation",
     "random_numbers_in_layers",
     "two_networks_and_two_optimizers",
+    "a_seeded_shuffle",
     "not_a_number",
     "stops_where_one_worker_wants_to",
 ]

@@ -114,21 +114,47 @@ def test_a_sum_is_refused_with_what_to_write(size, divisor):
         check(model, micro_batch_size=size)
 
 
-class Largest(keras.metrics.Metric):
-    def __init__(self):
-        super().__init__(name="largest")
+class OwnMetric(keras.metrics.Metric):
+    """Has one variable, which `change` assigns."""
+
+    def __init__(self, change):
+        super().__init__(name="own")
+        self.change = change
         self.value = self.add_variable((), "zeros", name="value")
 
     def update_state(self, y_true, y_pred, sample_weight=None):
-        self.value.assign(keras.ops.maximum(self.value, keras.ops.max(y_pred)))
+        self.value.assign(self.change(self.value, y_pred))
 
     def result(self):
         return self.value
 
 
-def test_a_metric_that_is_no_sum_is_refused_by_name():
-    with pytest.raises(ValueError, match="Largest 'largest'"):
-        check(network(metrics=[Largest()]))
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda value, y_pred: keras.ops.maximum(value, keras.ops.max(y_pred)),
+        lambda value, y_pred: 0.9 * value + 0.1 * keras.ops.mean(y_pred),
+    ],
+    ids=["maximum", "running average"],
+)
+def test_a_metric_that_does_not_add_is_refused_by_name(change):
+    with pytest.raises(ValueError, match="own/value, to which some samples add"):
+        check(network(metrics=[OwnMetric(change)]))
+
+
+def test_a_metric_that_is_neither_sum_nor_mean_is_refused_by_name():
+    def root_of_sum(value, y_pred):
+        return value + keras.ops.sqrt(keras.ops.sum(y_pred**2))
+
+    with pytest.raises(ValueError, match="OwnMetric 'own'"):
+        check(network(metrics=[OwnMetric(root_of_sum)]))
+
+
+def test_a_loss_that_ignores_a_class_needs_a_micro_batch_size():
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=0)
+    with pytest.raises(ValueError, match="ignore_class"):  # also where no sample is of it
+        check(network(loss=loss))
+    check(network(loss=loss), micro_batch_size=4)
 
 
 def test_a_metric_that_counts_batches_is_a_mean():

@@ -62,14 +62,19 @@ def averaged_metrics(
             says in which batch, or a metric is neither a sum nor a mean.
     """
 
-    def compute(*, training: bool) -> Results:
-        one = tf.constant(1.0)
-        passes = Passes(model, training=training, loss_scale=one, is_divided=True)
-        return _results(lambda samples: passes.totals(samples, tf.constant(0)), batch)
-
-    results, tolerance = compute(training=True), _tolerance(model)
-    if not _is_mean(results, tolerance):
-        evaluation = compute(training=False)
+    one, index = tf.constant(1.0), tf.constant(0)
+    passes = Passes(model, training=True, loss_scale=one, is_divided=True)
+    results, tolerance = _results(lambda s: passes.totals(s, index), batch), _tolerance(model)
+    from_one = Passes(model, training=True, loss_scale=one, is_divided=True, metric_start=1.0)
+    _check_metrics_add(
+        model, results, _results(lambda s: from_one.totals(s, index), batch), tolerance
+    )
+    counts_over_batch = passes.is_masked or any(
+        getattr(loss, "ignore_class", None) is not None for loss in keras.tree.flatten(model.loss)
+    )
+    if counts_over_batch or not _is_mean(results, tolerance):
+        passes = Passes(model, training=False, loss_scale=one, is_divided=True)
+        evaluation = _results(lambda s: passes.totals(s, index), batch)
         if not _is_mean(evaluation, tolerance):
             _refuse_sums(results if micro_batch_size is None else evaluation, tolerance)
         if micro_batch_size is None:
@@ -278,9 +283,26 @@ def _causes(model: keras.Model) -> list[str]:
     return [
         *named,
         "a loss over the whole batch such as Dice",
-        "a mask",
+        "a mask or ignore_class",
         "random numbers that are not those of keras.random",
     ]
+
+
+def _check_metrics_add(
+    model: keras.Model, results: Results, from_one: Results, tolerance: float
+) -> None:
+    """Refuses metrics that add something else if they start elsewhere."""
+    (_, totals), (_, others) = results[0], from_one[0]
+    states = zip(totals.metric_states, others.metric_states, strict=True)
+    for variable, (one, other) in zip(model.metrics_variables, states, strict=True):
+        if not _is_close([np.asarray(one, np.float64)], [np.asarray(other, np.float64)], tolerance):
+            raise refusal(
+                "A metric does not only add to its variables, so that the values of several "
+                "replicas or micro-batches could not be combined.",
+                f"{variable.path}, to which some samples add {np.asarray(one).round(4).tolist()} "
+                f"if it is 0, and {np.asarray(other).round(4).tolist()} if it is 1",
+                "variables that are sums over samples, as in the metrics of Keras",
+            )
 
 
 def _means_among_metrics(model: keras.Model, results: Results, tolerance: float) -> frozenset[int]:

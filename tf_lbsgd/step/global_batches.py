@@ -271,6 +271,19 @@ def next_element(iterator: Any, strategy: tf.distribute.Strategy) -> Any:
         )
 
 
+def local_rows(element: Any, strategy: tf.distribute.Strategy) -> Any:
+    """Returns what the first replica of this process gets.
+
+    Args:
+        element: An element of the iterator of `fit`, or a `GlobalBatch`, of which all rows count.
+        strategy: The strategy.
+    """
+    data = element.data if isinstance(element, (ReplicaBatch, GlobalBatch)) else element
+    return tf.nest.map_structure(
+        lambda v: v.values[0] if isinstance(v, tf.distribute.DistributedValues) else v, data
+    )
+
+
 def has_data(element: Any, strategy: tf.distribute.Strategy) -> tf.Tensor:
     """Tells whether an element does not stand after the end.
 

@@ -95,7 +95,10 @@ class OwnStep:
         """
         self._num_samples = tf.cast(micro_batches.batch_dimension(data), tf.float32)
         self._proposals = Proposals(
-            self._model, micro_batch_index, keep_metrics=not self._is_divided, weights=[]
+            self._model,
+            micro_batch_index,
+            metric_start=0.0 if self._is_divided else None,
+            weights=[],
         )
         before = running()
         _running.step = self

@@ -33,12 +33,15 @@ class Passes:
         averaged_metrics: Ids of the variables of metrics whose value is a mean over samples, such
             as a count of batches. All others are sums over samples, as in the metrics of Keras.
         redraw: See `private_api.random_numbers`.
+        metric_start: See `Proposals`, if the step is divided.
 
     Attributes:
         training: As given.
         trained: Trainable variables that have a gradient.
         changed: Other variables that the passes assign, and trainable ones that layers assign.
         averaged_metrics, summed_metrics: Variables of the metrics, as `changed`.
+        is_masked: Whether the outputs have a mask, as `changed`. Then the loss counts over all
+            samples what is not masked.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class Passes:
         is_divided: bool,
         averaged_metrics: frozenset[int] = frozenset(),
         redraw: private_api.Redraw | None = None,
+        metric_start: float = 0.0,
     ) -> None:
         self.trained: list[keras.Variable] = []
         self.changed: list[keras.Variable] = []
@@ -57,6 +61,8 @@ class Passes:
         self.summed_metrics: list[keras.Variable] = []
         self._averaged = averaged_metrics
         self._redraw = redraw
+        self._metric_start = metric_start
+        self.is_masked = False
         self._model = model
         self.training = training
         self._loss_scale = loss_scale
@@ -101,7 +107,7 @@ class Passes:
             proposals = Proposals(
                 self._model,
                 micro_batch_index,
-                keep_metrics=not self._is_divided,
+                metric_start=self._metric_start if self._is_divided else None,
                 weights=list(self._model.trainable_weights),
                 tape=tape if self.training else None,
             )
@@ -151,6 +157,7 @@ class Passes:
         model, training = self._model, self.training
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(micro_batch)
         y_pred = private_api.call_model(model, x, training=training)
+        self.is_masked = any(private_api.has_mask(leaf) for leaf in keras.tree.flatten(y_pred))
         loss = private_api.compute_loss(
             model, x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training
         )

@@ -16,8 +16,8 @@ class Proposals(keras.StatelessScope):
     Args:
         model: The model.
         micro_batch_index: int32 scalar. It enters the keys of random numbers.
-        keep_metrics: Whether metrics go on from their present state. Otherwise they start from
-            zero, so that the states of micro-batches can be added.
+        metric_start: Where all variables of metrics start. From zero, the states of micro-batches
+            can be added. None lets them go on from their present state.
         weights: Variables that are read once, before anything else.
         tape: It watches the weights, so that `gradients` can return theirs.
 
@@ -30,7 +30,7 @@ class Proposals(keras.StatelessScope):
         model: Any,
         micro_batch_index: tf.Tensor,
         *,
-        keep_metrics: bool,
+        metric_start: float | None,
         weights: list[keras.Variable],
         tape: tf.GradientTape | None = None,
     ) -> None:
@@ -45,7 +45,12 @@ class Proposals(keras.StatelessScope):
             for v in model.non_trainable_variables
         ]
         metrics = [
-            (v, tf.convert_to_tensor(v) if keep_metrics else tf.zeros(v.shape, v.dtype))
+            (
+                v,
+                tf.convert_to_tensor(v)
+                if metric_start is None
+                else tf.cast(tf.fill(v.shape, metric_start), v.dtype),
+            )
             for v in model.metrics_variables
         ]
         self._metrics = {id(v) for v, _ in metrics}
@@ -131,3 +136,9 @@ class Proposals(keras.StatelessScope):
         if before.dtype == tf.bool:
             before, after = tf.cast(before, tf.float32), tf.cast(after, tf.float32)
         return tf.cast(after - before, tf.float64 if before.dtype == tf.float64 else tf.float32)
+
+
+def _start(variable: keras.Variable, value: float | None) -> tf.Tensor:
+    if value is None:
+        return tf.convert_to_tensor(variable)
+    return tf.cast(tf.fill(variable.shape, value), variable.dtype)

@@ -325,7 +325,11 @@ class MultiWorkerTrainer(ChiefWrites, DividesData):
         num_micro_batches = -(-replica_batch // size)
         first_index = self._first_micro_batch(micro_batch_size, num_micro_batches)
 
-        totals_of, zeros = passes.trace(micro_batches.slice_batch(data, 0, size), first_index)
+        is_whole = not self._is_divided or (
+            isinstance(num_micro_batches, int) and num_micro_batches == 1
+        )
+        first = data if is_whole else micro_batches.slice_batch(data, 0, size)
+        totals_of, zeros = passes.trace(first, first_index)
         if self.run_eagerly:
             totals_of = passes.totals
 
@@ -334,12 +338,15 @@ class MultiWorkerTrainer(ChiefWrites, DividesData):
             more = totals_of(micro_batch, first_index + index)
             return index + 1, tf.nest.map_structure(tf.add, sums, more)
 
-        _, (loss, totals) = tf.while_loop(
-            lambda index, _: index < num_micro_batches,
-            add_micro_batch,
-            (tf.constant(0), zeros),
-            parallel_iterations=1,  # one micro-batch's activations in memory at a time
-        )
+        if is_whole:
+            loss, totals = totals_of(data, first_index)
+        else:
+            _, (loss, totals) = tf.while_loop(
+                lambda index, _: index < num_micro_batches,
+                add_micro_batch,
+                (tf.constant(0), zeros),
+                parallel_iterations=1,  # one micro-batch's activations in memory at a time
+            )
         gradients = totals.gradients if isinstance(totals, TrainingTotals) else []
         return totals._replace(reports=self._report(loss, gradients))
 
@@ -535,14 +542,26 @@ class MultiWorkerTrainer(ChiefWrites, DividesData):
         if not self.run_eagerly:
             compiled_steps = tf.function(several_steps, reduce_retracing=True)
 
+        def first_steps(iterator: Any) -> Any:
+            for _ in range(self.steps_per_execution):
+                element = global_batches.next_element(iterator, strategy)
+                if self._averaged_metrics is None:
+                    self._check_division(element)
+                outputs = one_step(element)
+            return outputs
+
         def call(iterator: Any) -> Any:
+            is_checked = not self._is_divided or self._averaged_metrics is not None
             if not isinstance(iterator, (tf.data.Iterator, tf.distribute.DistributedIterator)):
                 batch = next(iterator)  # train_on_batch passes a generator
                 is_whole = strategy.num_replicas_in_sync > 1
-                return one_step(global_batches.GlobalBatch(batch) if is_whole else batch)
+                element = global_batches.GlobalBatch(batch) if is_whole else batch
+                if not is_checked:
+                    self._check_division(element)
+                return one_step(element)
             steps_before = progress.num_steps
             try:
-                outputs = compiled_steps(iterator)
+                outputs = (compiled_steps if is_checked else first_steps)(iterator)
             except tf.errors.OutOfRangeError:
                 if progress.num_steps == steps_before:
                     raise
@@ -638,20 +657,32 @@ class MultiWorkerTrainer(ChiefWrites, DividesData):
                     raise
         for variable in self.metrics_variables:
             private_api.read_without_collective(variable.value)
-        if self._is_divided and self._averaged_metrics is None:
-            with distribution.together(self.distribute_strategy):
-                self._check_division(iterator, data_batch)
 
-    def _check_division(self, iterator: Any, data_batch: Any) -> None:
-        """Refuses a model whose batches cannot be divided."""
-        self._averaged_metrics = frozenset()
+    def _check_division(self, element: Any) -> None:
+        """Refuses a model whose batches cannot be divided.
+
+        All workers must call it before the first step.
+
+        Args:
+            element: What the first step is given. Each worker looks at its own rows.
+        """
+        strategy = self.distribute_strategy
+        with distribution.together(strategy):
+            averaged = self._check_rows(global_batches.local_rows(element, strategy))
+        variables = self.metrics_variables
+        if variables:
+            chosen = distribution.values_of_chief(strategy, [id(v) in averaged for v in variables])
+            averaged = frozenset(id(v) for v, c in zip(variables, chosen, strict=True) if c)
+        self._averaged_metrics = averaged
+
+    def _check_rows(self, batch: Any) -> frozenset[int]:
+        """Returns the ids of metric variables that are means."""
         divisibility.check_layers(self)
         layers = private_api.all_layers(self)
         if self._micro_batch_size and self._is_of_known_parts and divisibility.are_known(layers):
-            return
-        batch = private_api.first_batch(iterator.data_adapter) if iterator else data_batch
-        if batch is None:  # the step will find it out, on all workers
-            return
+            return frozenset()
+        if int(micro_batches.batch_dimension(batch)) == 0:
+            return frozenset()
         num_replicas = self.distribute_strategy.num_replicas_in_sync
         if own_steps.is_own(self.train_step):
 
@@ -660,17 +691,15 @@ class MultiWorkerTrainer(ChiefWrites, DividesData):
                 return own.trial_totals(samples)
 
             try:
-                self._averaged_metrics = divisibility.averaged_metrics_of_own_step(
+                averaged = divisibility.averaged_metrics_of_own_step(
                     self, batch, compute, num_replicas
                 )
             except own_steps.CallsSuperError as call:
                 batch = call.data
             else:
                 own_steps.check_no_micro_batches(self._micro_batch_size)
-                return
-        self._averaged_metrics = divisibility.averaged_metrics(
-            self, batch, self._micro_batch_size, num_replicas
-        )
+                return averaged
+        return divisibility.averaged_metrics(self, batch, self._micro_batch_size, num_replicas)
 
     @property
     def _is_divided(self) -> bool:

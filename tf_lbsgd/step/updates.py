@@ -8,6 +8,9 @@ import tensorflow as tf
 
 from tf_lbsgd import private_api
 
+# TensorFlow's collectives have no other numbers.
+_TRAVELLING = (tf.float16, tf.float32, tf.float64, tf.int32, tf.int64)
+
 
 def sum_over_replicas(
     totals: Any, options: tf.distribute.experimental.CommunicationOptions | None = None
@@ -21,7 +24,8 @@ def sum_over_replicas(
         totals: A `tf.nest` structure of tensors.
         options: How the tensors travel.
     """
-    flat = tf.nest.flatten(totals)
+    given = tf.nest.flatten(totals)
+    flat = [t if t.dtype in _TRAVELLING else tf.cast(t, tf.float32) for t in given]
     sums: list[Any] = [None] * len(flat)
     for dtype in dict.fromkeys(t.dtype for t in flat):
         places = [i for i, t in enumerate(flat) if t.dtype == dtype]
@@ -29,7 +33,7 @@ def sum_over_replicas(
             tf.distribute.ReduceOp.SUM, [flat[i] for i in places], options=options
         )
         for i, value in zip(places, reduced, strict=True):
-            sums[i] = value
+            sums[i] = tf.cast(value, given[i].dtype)
     return tf.nest.pack_sequence_as(totals, sums)
 
 

@@ -187,6 +187,11 @@ def sparse_inputs():
     )
 
 
+def a_seeded_shuffle():
+    dataset = tf.data.Dataset.from_tensor_slices((FEATURES, LABELS)).shuffle(64, seed=1).batch(16)
+    return fitted(network(), dataset, None, batch_size=None, shuffle=True)
+
+
 # ---- metrics ----
 
 
