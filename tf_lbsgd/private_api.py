@@ -80,20 +80,22 @@ def loss_metrics(model: keras.Model) -> list[keras.Variable]:
     return [variable for metric in metrics for variable in metric.variables]
 
 
-def own_metrics(model: keras.Model) -> list[keras.metrics.Metric]:
-    """Returns the metrics that the user gave.
-
-    Those of the losses are not among them.
+def metrics_of_user(model: keras.Model, *, with_losses: bool) -> list[keras.metrics.Metric]:
+    """Returns the metrics of a model one by one.
 
     Upstream: keras/src/trainers/trainer.py, `Trainer._get_own_metrics`, and in compile_utils.py
     `CompileMetrics.metrics`.
+
+    Args:
+        model: A compiled model.
+        with_losses: Whether to add the means of the losses that Keras keeps.
     """
     of_losses = [model._loss_tracker, *(model._compile_loss.metrics if model._compile_loss else [])]
     found: list[keras.metrics.Metric] = []
     for metric in model.metrics:
         if metric is model._compile_metrics:
             found += metric.metrics
-        elif all(metric is not other for other in of_losses):
+        elif with_losses or all(metric is not other for other in of_losses):
             found.append(metric)
     return found
 

@@ -80,7 +80,8 @@ def averaged_metrics(
         if micro_batch_size is None:
             raise _refusal_of_coupled_samples(model, results, num_replicas)
         results = evaluation
-    return _means_among_metrics(model, results, tolerance)
+    metrics = private_api.metrics_of_user(model, with_losses=False)
+    return _means_among_metrics(model, metrics, results, tolerance)
 
 
 def averaged_metrics_of_own_step(
@@ -116,7 +117,8 @@ def averaged_metrics_of_own_step(
             "LayerNormalization in place of BatchNormalization, and keras.random for random "
             "numbers; or one replica",
         )
-    return _means_among_metrics(model, results, tolerance)
+    metrics = private_api.metrics_of_user(model, with_losses=True)
+    return _means_among_metrics(model, metrics, results, tolerance)
 
 
 def _results(compute: Callable[[Any], tuple[tf.Tensor, Any]], batch: Any) -> Results:
@@ -305,7 +307,12 @@ def _check_metrics_add(
             )
 
 
-def _means_among_metrics(model: keras.Model, results: Results, tolerance: float) -> frozenset[int]:
+def _means_among_metrics(
+    model: keras.Model,
+    metrics: list[keras.metrics.Metric],
+    results: Results,
+    tolerance: float,
+) -> frozenset[int]:
     """Returns the ids of metric variables that are means.
 
     A variable that is zero can be a sum or a mean. It is what the others of its metric are.
@@ -316,7 +323,7 @@ def _means_among_metrics(model: keras.Model, results: Results, tolerance: float)
         for v, state in zip(model.metrics_variables, states, strict=True)
     }
     means: set[int] = set()
-    for metric in private_api.own_metrics(model):
+    for metric in metrics:
         variables = [v for v in metric.variables if id(v) in by_variable]
         changes = [by_variable[id(v)] for v in variables]
         if all(_is_close([w], [a + b], tolerance) for w, a, b in changes):

@@ -24,12 +24,19 @@ from tf_lbsgd.step import micro_batches, updates
 from tf_lbsgd.step.proposals import Proposals
 from tf_lbsgd.step.totals import EvaluationTotals, TrainingTotals
 
+MODELS = "the model's"  # the name of a step that no user wrote
+
 _running = threading.local()
 
 
 def is_own(step: Callable) -> bool:
     """Tells whether the user wrote a step."""
     return not (step.__module__ or "").startswith("tf_lbsgd.")
+
+
+def name(step: Callable) -> str:
+    """Returns the name of a user's step, or `MODELS`."""
+    return step.__qualname__ if is_own(step) else MODELS
 
 
 def running() -> "OwnStep | None":

@@ -12,6 +12,7 @@ import keras
 import tensorflow as tf
 
 from tf_lbsgd import private_api
+from tf_lbsgd.run.fields import refusal
 from tf_lbsgd.step import micro_batches, step_record
 from tf_lbsgd.step.proposals import Proposals
 from tf_lbsgd.step.totals import EvaluationTotals, TrainingTotals
@@ -162,8 +163,21 @@ class Passes:
             model, x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training
         )
         private_api.update_loss_metric(model, loss, num_samples)
-        model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        logs = model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        if not model.compute_metrics.__module__.startswith("keras."):
+            _check_logs(logs or {}, model.get_metrics_result())
         return loss
+
+
+def _check_logs(logs: dict[str, Any], results: dict[str, Any]) -> None:
+    """Refuses logs that are no results of metrics."""
+    more = sorted(set(logs) - set(results))
+    if more:
+        raise refusal(
+            "What compute_metrics returns is read from the metrics of all replicas.",
+            f"logs that no metric has: {', '.join(more)}",
+            f"a metric of the model for each, such as keras.metrics.Mean(name={more[0]!r})",
+        )
 
 
 def _times(num_samples: tf.Tensor, means: list[tf.Tensor]) -> list[tf.Tensor]:

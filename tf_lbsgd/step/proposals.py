@@ -93,7 +93,7 @@ class Proposals(keras.StatelessScope):
         Those of metrics have the dtypes of the variables, all others are float32, or float64 for
         float64.
         """
-        return [self._change(v) for v in variables]
+        return [tf.ensure_shape(self._change(v), v.shape) for v in variables]
 
     def forget(self, variables: list[keras.Variable]) -> None:
         """Forgets what was proposed for variables."""
@@ -120,7 +120,7 @@ class Proposals(keras.StatelessScope):
                 "No trainable variable has a gradient. Received: a loss that depends on none of "
                 f"{[v.path for v in self._weights][:5]}. Expected: a loss of the model's outputs."
             )
-        return trained, [tf.add_n(by_variable[id(v)]) for v in trained]
+        return trained, [tf.ensure_shape(tf.add_n(by_variable[id(v)]), v.shape) for v in trained]
 
     def _join(self, variable: keras.Variable) -> tf.Tensor:
         self._is_reading = True

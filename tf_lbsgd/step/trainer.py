@@ -110,7 +110,7 @@ class MultiWorkerTrainer(ChiefWrites, DividesData):
     _micro_batch_size: int | None = None
     _communication_options: tf.distribute.experimental.CommunicationOptions | None = None
     _stop_training = False
-    _averaged_metrics: frozenset[int] | None = None  # ids, as Keras would track variables
+    _averaged_metrics: dict[str, frozenset[int]]  # ids, as Keras would track variables
 
     @property
     def stop_training(self) -> bool:
@@ -191,7 +191,7 @@ class MultiWorkerTrainer(ChiefWrites, DividesData):
         self._micro_batch_size = micro_batch_size
         # Metrics that are kept in a list would count twice, as Keras would track them.
         self._is_of_known_parts = divisibility.are_known([loss, metrics, weighted_metrics])
-        self._averaged_metrics = None
+        self._averaged_metrics = {}
         self._communication_options = communication_options
         self.local_progress = LocalProgress()
         with self.distribute_strategy.scope():
@@ -289,7 +289,7 @@ class MultiWorkerTrainer(ChiefWrites, DividesData):
             self,
             step,
             is_divided=self.distribute_strategy.num_replicas_in_sync > 1,
-            averaged_metrics=self._averaged_metrics or frozenset(),
+            averaged_metrics=self._averaged_metrics.get(own_steps.name(step), frozenset()),
             redraw=global_batches.rows_of_draws(data),
         )
         logs, totals = own.run(data, self._first_micro_batch(None, num_micro_batches=1))
@@ -307,7 +307,7 @@ class MultiWorkerTrainer(ChiefWrites, DividesData):
             training=training,
             loss_scale=self._loss_scale(),
             is_divided=self._is_divided,
-            averaged_metrics=self._averaged_metrics or frozenset(),
+            averaged_metrics=self._averaged_metrics.get(own_steps.MODELS, frozenset()),
             redraw=global_batches.rows_of_draws(data) if draws_rows else None,
         )
 
@@ -494,6 +494,7 @@ class MultiWorkerTrainer(ChiefWrites, DividesData):
         """
         strategy = self.distribute_strategy
         kind = "training" if step_function == self.train_step else "evaluation"
+        step = step_function
         if own_steps.is_own(step_function):
             step_function = functools.partial(self._run_own_step, step_function)
 
@@ -545,19 +546,19 @@ class MultiWorkerTrainer(ChiefWrites, DividesData):
         def first_steps(iterator: Any) -> Any:
             for _ in range(self.steps_per_execution):
                 element = global_batches.next_element(iterator, strategy)
-                if self._averaged_metrics is None:
-                    self._check_division(element)
+                if own_steps.name(step) not in self._averaged_metrics:
+                    self._check_division(step, element)
                 outputs = one_step(element)
             return outputs
 
         def call(iterator: Any) -> Any:
-            is_checked = not self._is_divided or self._averaged_metrics is not None
+            is_checked = not self._is_divided or own_steps.name(step) in self._averaged_metrics
             if not isinstance(iterator, (tf.data.Iterator, tf.distribute.DistributedIterator)):
                 batch = next(iterator)  # train_on_batch passes a generator
                 is_whole = strategy.num_replicas_in_sync > 1
                 element = global_batches.GlobalBatch(batch) if is_whole else batch
                 if not is_checked:
-                    self._check_division(element)
+                    self._check_division(step, element)
                 return one_step(element)
             steps_before = progress.num_steps
             try:
@@ -658,24 +659,26 @@ class MultiWorkerTrainer(ChiefWrites, DividesData):
         for variable in self.metrics_variables:
             private_api.read_without_collective(variable.value)
 
-    def _check_division(self, element: Any) -> None:
+    def _check_division(self, step: Callable[[Any], Any], element: Any) -> None:
         """Refuses a model whose batches cannot be divided.
 
         All workers must call it before the first step.
 
         Args:
+            step: `train_step` or `test_step`.
             element: What the first step is given. Each worker looks at its own rows.
         """
         strategy = self.distribute_strategy
         with distribution.together(strategy):
-            averaged = self._check_rows(global_batches.local_rows(element, strategy))
+            averaged = self._check_rows(step, global_batches.local_rows(element, strategy))
         variables = self.metrics_variables
         if variables:
             chosen = distribution.values_of_chief(strategy, [id(v) in averaged for v in variables])
             averaged = frozenset(id(v) for v, c in zip(variables, chosen, strict=True) if c)
-        self._averaged_metrics = averaged
+        self._averaged_metrics[own_steps.name(step)] = averaged
+        self._averaged_metrics.setdefault(own_steps.MODELS, averaged)  # which a step may call
 
-    def _check_rows(self, batch: Any) -> frozenset[int]:
+    def _check_rows(self, step: Callable[[Any], Any], batch: Any) -> frozenset[int]:
         """Returns the ids of metric variables that are means."""
         divisibility.check_layers(self)
         layers = private_api.all_layers(self)
@@ -684,10 +687,10 @@ class MultiWorkerTrainer(ChiefWrites, DividesData):
         if int(micro_batches.batch_dimension(batch)) == 0:
             return frozenset()
         num_replicas = self.distribute_strategy.num_replicas_in_sync
-        if own_steps.is_own(self.train_step):
+        if own_steps.is_own(step):
 
             def compute(samples: Any) -> Any:
-                own = OwnStep(self, self.train_step, is_divided=True, is_trial=True)
+                own = OwnStep(self, step, is_divided=True, is_trial=True)
                 return own.trial_totals(samples)
 
             try:
@@ -697,7 +700,8 @@ class MultiWorkerTrainer(ChiefWrites, DividesData):
             except own_steps.CallsSuperError as call:
                 batch = call.data
             else:
-                own_steps.check_no_micro_batches(self._micro_batch_size)
+                if step == self.train_step:
+                    own_steps.check_no_micro_batches(self._micro_batch_size)
                 return averaged
         return divisibility.averaged_metrics(self, batch, self._micro_batch_size, num_replicas)
 
