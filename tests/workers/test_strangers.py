@@ -179,7 +179,8 @@ def record_worker(part, address: str, folder) -> bytes:
             proof = channel.hmac.new(key, b"answerer 0 " + body, "sha256").hexdigest()
             connection.sendall(proof.encode() + b" " + body + b"\n")
             received += file.readline()
-            body = line(lbsgd="verdict", problems=["end"], warnings=[], is_final=True)[:-1]
+            verdict = {"problems": ["end"], "warnings": [], "is_final": True}
+            body = line(lbsgd="verdict", **verdict, attempt=1, nonce=nonce)[:-1]
             proof = channel.hmac.new(key, b"answerer 1 " + body, "sha256").hexdigest()
             connection.sendall(proof.encode() + b" " + body + b"\n")
         assert short.result() == ["end"]
