@@ -129,7 +129,7 @@ def test_there_are_many_rows_of_every_topic():
 
 def test_a_small_part_of_the_matrix_works(tmp_path):
     cases = compatibility_cases.load_all()
-    names = ["losses: own function, a scalar mean", "metrics: AUC", "optimizers: Adam"]
+    names = ["losses: own function, a scalar mean", "metrics: AUC"]
     rows = compatibility_matrix.run_part(names, cases, timeout_secs=60)
     good = OUTCOMES[OUTCOMES.index("same") :]
     assert {n: [o for o in row if o.kind not in good] for n, row in rows.items()} == {
