@@ -13,7 +13,9 @@ QUICK = [
     "gradient_accumulation",
     "random_numbers_in_layers",
     "two_networks_and_two_optimizers",
+    "a_micro_batch_of_a_whole_batch",
     "a_seeded_shuffle",
+    "losses_of_several_outputs",
     "not_a_number",
     "stops_where_one_worker_wants_to",
 ]

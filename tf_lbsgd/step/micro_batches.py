@@ -65,7 +65,8 @@ def slice_batch(data: Any, start: tf.Tensor, size: int | tf.Tensor) -> Any:
     large.
     """
     batch = batch_dimension(data)
-    is_even = isinstance(batch, int) and isinstance(size, int) and batch % size == 0
+    is_static = isinstance(batch, int) and isinstance(size, int)
+    is_even = is_static and batch > 0 and batch % size == 0
 
     def take(tensor: tf.Tensor | None) -> tf.Tensor | None:
         if tensor is None:

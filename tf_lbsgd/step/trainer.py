@@ -321,7 +321,8 @@ class MultiWorkerTrainer(ChiefWrites, DividesData):
         """
         replica_batch = micro_batches.batch_dimension(data)
         micro_batch_size = self._micro_batch_size if passes.training else None
-        size = micro_batch_size or tf.maximum(replica_batch, 1)
+        at_least = max if isinstance(replica_batch, int) else tf.maximum  # a static size stays so
+        size = micro_batch_size or at_least(replica_batch, 1)
         num_micro_batches = -(-replica_batch // size)
         first_index = self._first_micro_batch(micro_batch_size, num_micro_batches)
 
@@ -544,11 +545,13 @@ class MultiWorkerTrainer(ChiefWrites, DividesData):
             compiled_steps = tf.function(several_steps, reduce_retracing=True)
 
         def first_steps(iterator: Any) -> Any:
-            for _ in range(self.steps_per_execution):
-                element = global_batches.next_element(iterator, strategy)
-                if own_steps.name(step) not in self._averaged_metrics:
-                    self._check_division(step, element)
-                outputs = one_step(element)
+            element = global_batches.next_element(iterator, strategy)
+            self._check_division(step, element)
+            if not self.run_eagerly:  # one trace for all batches, not one for this batch's size
+                one_step.get_concrete_function(iterator.element_spec)
+            outputs = one_step(element)
+            for _ in range(self.steps_per_execution - 1):
+                outputs = one_step(global_batches.next_element(iterator, strategy))
             return outputs
 
         def call(iterator: Any) -> Any:
