@@ -8,7 +8,7 @@ meanwhile, or else dropout would hide the answer.
 
 import contextlib
 import itertools
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -18,8 +18,8 @@ import tensorflow as tf
 from tf_lbsgd import private_api
 from tf_lbsgd.run.fields import refusal
 from tf_lbsgd.step import micro_batches
-from tf_lbsgd.step.passes import Passes
-from tf_lbsgd.step.totals import EvaluationTotals, TrainingTotals
+from tf_lbsgd.step.passes import Passes, Totals
+from tf_lbsgd.step.totals import TrainingTotals
 
 _NUM_SAMPLES = 4
 _OUR_MODULES = ("keras.", "tf_lbsgd.")
@@ -63,18 +63,18 @@ def averaged_metrics(
     """
 
     one, index = tf.constant(1.0), tf.constant(0)
+    parts, tolerance = _parts(batch), _tolerance(model)
     passes = Passes(model, training=True, loss_scale=one, is_divided=True)
-    results, tolerance = _results(lambda s: passes.totals(s, index), batch), _tolerance(model)
+    results = _results(lambda s: passes.totals(s, index), parts)
     from_one = Passes(model, training=True, loss_scale=one, is_divided=True, metric_start=1.0)
-    _check_metrics_add(
-        model, results, _results(lambda s: from_one.totals(s, index), batch), tolerance
-    )
+    others = _results(lambda s: from_one.totals(s, index), parts[:1])
+    _check_metrics_add(model, results[0][1], others[0][1], tolerance)
     counts_over_batch = passes.is_masked or any(
         getattr(loss, "ignore_class", None) is not None for loss in keras.tree.flatten(model.loss)
     )
     if counts_over_batch or not _is_mean(results, tolerance):
         passes = Passes(model, training=False, loss_scale=one, is_divided=True)
-        evaluation = _results(lambda s: passes.totals(s, index), batch)
+        evaluation = _results(lambda s: passes.totals(s, index), parts)
         if not _is_mean(evaluation, tolerance):
             _refuse_sums(results if micro_batch_size is None else evaluation, tolerance)
         if micro_batch_size is None:
@@ -104,7 +104,7 @@ def averaged_metrics_of_own_step(
     Raises:
         ValueError: Gradients or changes of state are not means over samples.
     """
-    results, tolerance = _results(compute, batch), _tolerance(model)
+    results, tolerance = _results(compute, _parts(batch)), _tolerance(model)
     if not _is_mean(results, tolerance):
         raise refusal(
             "Your own train_step cannot be divided among replicas, because what it gives to the "
@@ -121,9 +121,9 @@ def averaged_metrics_of_own_step(
     return _means_among_metrics(model, metrics, results, tolerance)
 
 
-def _results(compute: Callable[[Any], tuple[tf.Tensor, Any]], batch: Any) -> Results:
+def _results(compute: Callable[[Any], tuple[tf.Tensor, Any]], parts: Sequence[Any]) -> Results:
     results = []
-    for part in _parts(batch):
+    for part in parts:
         with (
             private_api.random_numbers(_the_same_for_each_row),
             _random_numbers_of_tensorflow(),
@@ -234,7 +234,7 @@ def _is_mean(results: Results, tolerance: float) -> bool:
     )
 
 
-def _gradients(totals: TrainingTotals | EvaluationTotals) -> list[tf.Tensor]:
+def _gradients(totals: Totals) -> list[tf.Tensor]:
     return totals.gradients if isinstance(totals, TrainingTotals) else []
 
 
@@ -291,11 +291,10 @@ def _causes(model: keras.Model) -> list[str]:
 
 
 def _check_metrics_add(
-    model: keras.Model, results: Results, from_one: Results, tolerance: float
+    model: keras.Model, from_zero: Totals, from_one: Totals, tolerance: float
 ) -> None:
     """Refuses metrics that add something else if they start elsewhere."""
-    (_, totals), (_, others) = results[0], from_one[0]
-    states = zip(totals.metric_states, others.metric_states, strict=True)
+    states = zip(from_zero.metric_states, from_one.metric_states, strict=True)
     for variable, (one, other) in zip(model.metrics_variables, states, strict=True):
         if not _is_close([np.asarray(one, np.float64)], [np.asarray(other, np.float64)], tolerance):
             raise refusal(
