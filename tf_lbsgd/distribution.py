@@ -5,6 +5,7 @@ advantage, and may end at a deadline of the coordination service (tensorflow#982
 """
 
 import contextlib
+import functools
 import hashlib
 import random
 import secrets
@@ -152,20 +153,39 @@ def rows_of_all_workers(strategy: tf.distribute.Strategy, row: np.ndarray) -> np
 
     Args:
         strategy: The strategy.
-        row: [n] int64, with the same n on every worker.
+        row: [n] int64 or float64, with the same n on every worker.
 
     Returns:
-        [num_workers, n] int64, the chief's row first.
+        [num_workers, n] of the same dtype, the chief's row first.
     """
-    num_replicas = strategy.num_replicas_in_sync
+    return _run_in_graph(strategy, _table_of_rows, row)[:: local_replicas(strategy)]
 
-    def exchange(row: tf.Tensor) -> tf.Tensor:
-        context = tf.distribute.get_replica_context()
-        mine = tf.one_hot(context.replica_id_in_sync_group, num_replicas, dtype=tf.int64)
-        return context.all_reduce(tf.distribute.ReduceOp.SUM, mine[:, None] * row[None, :])
 
-    rows = _run_in_graph(strategy, exchange, row)
-    return rows[:: len(strategy.extended.worker_devices)]
+def values_of_all_workers(strategy: tf.distribute.Strategy, values: Sequence[float]) -> np.ndarray:
+    """Returns the values of every worker, on every worker.
+
+    All workers must call it.
+
+    Args:
+        strategy: The strategy.
+        values: As many values on every worker.
+
+    Returns:
+        [num_workers, len(values)], float64.
+    """
+    return rows_of_all_workers(strategy, np.array(values, np.float64))
+
+
+def values_of_chief(strategy: tf.distribute.Strategy, values: Sequence[float]) -> list[float]:
+    """Returns the values of the chief on every worker.
+
+    All workers must call it.
+
+    Args:
+        strategy: The strategy.
+        values: As many values on every worker. Only those of the chief count.
+    """
+    return _row_of_chief(strategy, np.array(values, np.float64)).tolist()
 
 
 def copy_from_chief(
@@ -186,73 +206,54 @@ def copy_from_chief(
         words = np.zeros(-(-num_bytes // 8), np.int64)
         if source is not None:
             words.view(np.uint8)[:num_bytes] = np.frombuffer(source.read(num_bytes), np.uint8)
-        received = _sum_of_chief(strategy, words)
+        received = _row_of_chief(strategy, words)
         if source is None:
             target.write(received.view(np.uint8)[:num_bytes].tobytes())
 
 
-def _sum_of_chief(strategy: tf.distribute.Strategy, words: np.ndarray) -> np.ndarray:
-    def exchange(words: tf.Tensor) -> tf.Tensor:
-        context = tf.distribute.get_replica_context()
-        is_first = tf.cast(context.replica_id_in_sync_group == 0, tf.int64)
-        return context.all_reduce(tf.distribute.ReduceOp.SUM, words * is_first)
+def _row_of_chief(strategy: tf.distribute.Strategy, row: np.ndarray) -> np.ndarray:
+    """Returns the chief's row.
 
-    return _run_in_graph(strategy, exchange, words)
+    There is no table of all rows, since a row may be large.
+    """
+    return _run_in_graph(strategy, _row_of_first_replica, row)
+
+
+def _table_of_rows(row: tf.Tensor) -> tf.Tensor:
+    """Returns the rows of all replicas, in replica context."""
+    context = tf.distribute.get_replica_context()
+    replicas = tf.range(context.num_replicas_in_sync)
+    is_mine = replicas[:, None] == context.replica_id_in_sync_group
+    table = tf.where(is_mine, row[None, :], tf.zeros_like(row))
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, table)
+
+
+def _row_of_first_replica(row: tf.Tensor) -> tf.Tensor:
+    """Returns the row of replica 0, in replica context."""
+    context = tf.distribute.get_replica_context()
+    mine = tf.where(context.replica_id_in_sync_group == 0, row, tf.zeros_like(row))
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, mine)
 
 
 def _run_in_graph(
-    strategy: tf.distribute.Strategy, exchange: Callable[[tf.Tensor], tf.Tensor], value: np.ndarray
+    strategy: tf.distribute.Strategy, exchange: Callable[[tf.Tensor], tf.Tensor], row: np.ndarray
 ) -> np.ndarray:
-    """Runs a function on all replicas.
+    """Runs an exchange on all replicas."""
+    sums = _graph_of(strategy, exchange)(tf.constant(row))
+    return strategy.experimental_local_results(sums)[0].numpy()
 
-    TensorFlow warns users about a collective that is not in a graph.
+
+@functools.cache
+def _graph_of(
+    strategy: tf.distribute.Strategy, exchange: Callable[[tf.Tensor], tf.Tensor]
+) -> Callable[[tf.Tensor], Any]:
+    """Returns an exchange as a graph.
+
+    TensorFlow warns of collectives outside of graphs, and of graphs that are made for one use.
     """
-    run = tf.function(lambda tensor: strategy.run(exchange, args=(tensor,)), autograph=False)
-    return strategy.experimental_local_results(run(tf.constant(value)))[0].numpy()
-
-
-def values_of_chief(strategy: tf.distribute.Strategy, values: Sequence[float]) -> list[float]:
-    """Returns the values of the chief on every worker.
-
-    All workers must call it.
-
-    Args:
-        strategy: The strategy.
-        values: As many values on every worker. Only those of the chief count.
-    """
-
-    def exchange() -> tf.Tensor:
-        context = tf.distribute.get_replica_context()
-        is_first = context.replica_id_in_sync_group == 0  # the chief's first replica
-        mine = tf.where(is_first, tf.constant(values, tf.float64), 0.0)
-        return context.all_reduce(tf.distribute.ReduceOp.SUM, mine)
-
-    return strategy.experimental_local_results(strategy.run(exchange))[0].numpy().tolist()
-
-
-def values_of_all_workers(strategy: tf.distribute.Strategy, values: Sequence[float]) -> np.ndarray:
-    """Returns the values of every worker, on every worker.
-
-    All workers must call it.
-
-    Args:
-        strategy: The strategy.
-        values: As many finite values on every worker.
-
-    Returns:
-        [num_workers, len(values)], float64.
-    """
-    num_replicas = strategy.num_replicas_in_sync
-
-    def exchange() -> tf.Tensor:
-        context = tf.distribute.get_replica_context()
-        row = tf.constant(values, tf.float64)
-        position = [[context.replica_id_in_sync_group]]
-        table = tf.scatter_nd(position, [row], (num_replicas, len(values)))
-        return context.all_reduce(tf.distribute.ReduceOp.SUM, table)
-
-    table = strategy.experimental_local_results(strategy.run(exchange))[0].numpy()
-    return table[:: local_replicas(strategy)]
+    return tf.function(
+        lambda row: strategy.run(exchange, args=(row,)), autograph=False, reduce_retracing=True
+    )
 
 
 @contextlib.contextmanager
@@ -326,12 +327,7 @@ def wait_for_all_workers(strategy: tf.distribute.Strategy) -> None:
     Otherwise the first one to exit could break the others (tensorflow#58434).
     """
 
-    def meet() -> tf.Tensor:
-        return tf.distribute.get_replica_context().all_reduce(
-            tf.distribute.ReduceOp.SUM, tf.constant(1.0)
-        )
-
-    strategy.run(meet)
+    values_of_all_workers(strategy, [0.0])
 
 
 def is_from_another_worker(error: tf.errors.OpError) -> bool:
