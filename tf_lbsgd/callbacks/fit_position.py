@@ -104,7 +104,7 @@ class StepCallback(keras.callbacks.Callback):
     @property
     def is_chief(self) -> bool:
         """Tells whether this worker writes files."""
-        return self.model.distribute_strategy.extended.should_checkpoint
+        return distribution.is_chief(self.model.distribute_strategy)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Refuses other models."""

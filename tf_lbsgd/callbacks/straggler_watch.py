@@ -45,8 +45,7 @@ class StragglerWatch(StepCallback):
         """Counts the workers."""
         super().on_train_begin()
         if self._num_workers is None:
-            num_replicas = self.model.distribute_strategy.num_replicas_in_sync
-            self._num_workers = num_replicas // distribution.replicas_per_worker()
+            self._num_workers = distribution.num_workers(self.model.distribute_strategy)
 
     def after_step(self, batch: int, logs: dict[str, Any] | None) -> None:
         """Adds a step, and prints a new straggler's name."""

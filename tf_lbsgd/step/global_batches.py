@@ -173,7 +173,7 @@ def distribute(
     """
     num_replicas = strategy.num_replicas_in_sync
     num_local = distribution.local_replicas(strategy)
-    take_fingerprint = num_local < num_replicas
+    take_fingerprint = distribution.num_workers(strategy) > 1
 
     def replica_batch(element: tuple, replica_id: tf.Tensor) -> ReplicaBatch:
         leaves, digest, num_rows, place = element
@@ -645,7 +645,7 @@ def random_order(shuffle: bool | str) -> Callable[[int, int], tf.data.Dataset]:
 
 def _agree(strategy: tf.distribute.Strategy, nums_of_batches: list[int | None]) -> None:
     """Refuses different numbers of batches, and shares random numbers."""
-    if distribution.local_replicas(strategy) == strategy.num_replicas_in_sync:
+    if distribution.num_workers(strategy) == 1:
         return
     known = [-1 if number is None else number for number in nums_of_batches]
     table = distribution.values_of_all_workers(strategy, known)

@@ -22,7 +22,12 @@ from tf_lbsgd import private_api
 from tf_lbsgd.run.fields import refusal
 from tf_lbsgd.step import micro_batches, updates
 from tf_lbsgd.step.proposals import Proposals
-from tf_lbsgd.step.totals import EvaluationTotals, TrainingTotals
+from tf_lbsgd.step.totals import (
+    EvaluationTotals,
+    TrainingTotals,
+    means_over_samples,
+    times_samples,
+)
 
 MODELS = "the model's"  # the name of a step that no user wrote
 
@@ -138,9 +143,9 @@ class OwnStep:
         """
         zero = tf.constant(0.0)
         _, totals = self.run(data, tf.constant(0))
-        gradients = [self._num_samples * tf.cast(g, tf.float32) for g in self._gradients]
+        gradients = [tf.cast(g, tf.float32) for g in self._gradients]
         return zero, TrainingTotals(
-            gradients=gradients,
+            gradients=times_samples(gradients, self._num_samples),
             metric_means=totals.metric_means,
             metric_states=totals.metric_states,
             num_micro_batches=zero,
@@ -191,8 +196,8 @@ class OwnStep:
         return keras.tree.map_structure(final, logs)
 
     def _totals(self, logs: Any) -> EvaluationTotals:
-        def times(values: list[tf.Tensor]) -> list[tf.Tensor]:
-            return [tf.cast(self._num_samples, v.dtype) * v for v in values]
+        def times(means: list[tf.Tensor]) -> list[tf.Tensor]:
+            return times_samples(means, self._num_samples)
 
         proposals = self._proposals
         leaves = [leaf for leaf in keras.tree.flatten(logs) if self._is_averaged(leaf)]
@@ -265,13 +270,20 @@ class OwnStep:
         changes = self._proposals.changes(assigned)
         self._proposals.forget(assigned)
         with self._outside():
-            dense, changes = self._mean_over_samples((dense, changes))
-            updates.merge_call(_add(assigned), changes)
+            dense, changes = self._mean_over_samples(dense, changes)
+            updates.merge_call(
+                lambda strategy, mean: updates.add_to_variables(strategy, assigned, mean), changes
+            )
             if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
                 with private_api.gradients_already_reduced(optimizer.inner_optimizer):
                     original(dense, trained)
             else:
-                updates.merge_call(_update(optimizer, trained), dense)
+                updates.merge_call(
+                    lambda strategy, mean: updates.apply_gradients(
+                        strategy, optimizer, trained, mean
+                    ),
+                    dense,
+                )
 
     def _build(self, optimizer: keras.optimizers.Optimizer, variables: list) -> None:
         """Creates an optimizer's variables, outside of any graph."""
@@ -279,14 +291,11 @@ class OwnStep:
             if not optimizer.built:
                 optimizer.build(variables)
 
-    def _mean_over_samples(self, values: Any) -> Any:
-        weighted = tf.nest.map_structure(
-            lambda v: tf.cast(self._num_samples, v.dtype) * v, (values, tf.constant(1.0))
-        )
-        sums, num_samples = updates.sum_over_replicas(weighted)
-        return tf.nest.map_structure(
-            lambda total: tf.math.divide_no_nan(total, tf.cast(num_samples, total.dtype)), sums
-        )
+    def _mean_over_samples(self, *lists: list[tf.Tensor]) -> tuple[list[tf.Tensor], ...]:
+        """Returns means over the samples of all replicas."""
+        weighted = [times_samples(tensors, self._num_samples) for tensors in lists]
+        sums, num_samples = updates.sum_over_replicas((weighted, self._num_samples))
+        return tuple(means_over_samples(tensors, num_samples) for tensors in sums)
 
 
 def check_no_micro_batches(micro_batch_size: int | None) -> None:
@@ -303,17 +312,3 @@ def check_no_micro_batches(micro_batch_size: int | None) -> None:
             "super().train_step",
             "compile(...) without micro_batch_size",
         )
-
-
-def _add(variables: list) -> Callable[..., None]:
-    def add(strategy: tf.distribute.Strategy, changes: list) -> None:
-        updates.add_to_variables(strategy, variables, changes)
-
-    return add
-
-
-def _update(optimizer: keras.optimizers.Optimizer, trained: list) -> Callable[..., None]:
-    def update(strategy: tf.distribute.Strategy, gradients: list) -> None:
-        updates.apply_gradients(strategy, optimizer, trained, gradients)
-
-    return update

@@ -15,7 +15,7 @@ from tf_lbsgd import private_api
 from tf_lbsgd.run.fields import refusal
 from tf_lbsgd.step import micro_batches, step_record
 from tf_lbsgd.step.proposals import Proposals
-from tf_lbsgd.step.totals import EvaluationTotals, TrainingTotals
+from tf_lbsgd.step.totals import EvaluationTotals, TrainingTotals, times_samples
 
 Totals = TrainingTotals | EvaluationTotals
 
@@ -122,11 +122,11 @@ class Passes:
         loss = tf.reduce_sum(tf.cast(loss, tf.float32))  # Keras' loss of no sample has shape [0]
         self.changed = proposals.changed
         sums = {
-            "metric_means": _times(num_samples, proposals.changes(self.averaged_metrics)),
+            "metric_means": times_samples(proposals.changes(self.averaged_metrics), num_samples),
             "metric_states": proposals.changes(self.summed_metrics),
             "num_samples": num_samples,
             "reports": (),
-            "state_changes": _times(num_samples, proposals.changes(self.changed)),
+            "state_changes": times_samples(proposals.changes(self.changed), num_samples),
         }
         if not self.training:
             return loss, EvaluationTotals(logs=[], **sums)
@@ -135,7 +135,7 @@ class Passes:
         squared_norm = 2.0 * tf.reduce_sum(step_record.half_squared_norms(gradients))
         return loss, TrainingTotals(
             **sums,
-            gradients=_times(num_samples, gradients),
+            gradients=times_samples(gradients, num_samples),
             num_micro_batches=tf.constant(1.0),
             weighted_squared_norms=num_samples * squared_norm,
         )
@@ -178,10 +178,6 @@ def _check_logs(logs: dict[str, Any], results: dict[str, Any]) -> None:
             f"logs that no metric has: {', '.join(more)}",
             f"a metric of the model for each, such as keras.metrics.Mean(name={more[0]!r})",
         )
-
-
-def _times(num_samples: tf.Tensor, means: list[tf.Tensor]) -> list[tf.Tensor]:
-    return [tf.cast(num_samples, m.dtype) * m for m in means]
 
 
 def _refuse_direct_assignments(graph: tf.Graph) -> None:

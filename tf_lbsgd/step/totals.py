@@ -10,6 +10,26 @@ from typing import NamedTuple
 import tensorflow as tf
 
 
+def times_samples(means: list[tf.Tensor], num_samples: tf.Tensor) -> list[tf.Tensor]:
+    """Multiplies means over samples by the number of samples.
+
+    Args:
+        means: Tensors of any floating or integer dtype, which they keep.
+        num_samples: float32 scalar.
+    """
+    return [tf.cast(num_samples, m.dtype) * m for m in means]
+
+
+def means_over_samples(totals: list[tf.Tensor], num_samples: tf.Tensor) -> list[tf.Tensor]:
+    """Divides by a number of samples, which may be 0.
+
+    Args:
+        totals: Tensors of any floating dtype, which they keep.
+        num_samples: float32 scalar.
+    """
+    return [tf.math.divide_no_nan(t, tf.cast(num_samples, t.dtype)) for t in totals]
+
+
 class TrainingTotals(NamedTuple):
     """Sums of a training step.
 
@@ -42,9 +62,9 @@ class TrainingTotals(NamedTuple):
     def means(self) -> "TrainingTotals":
         """Divides means by the number of samples."""
         return self._replace(
-            gradients=_means(self.gradients, self.num_samples),
-            metric_means=_means(self.metric_means, self.num_samples),
-            state_changes=_means(self.state_changes, self.num_samples),
+            gradients=means_over_samples(self.gradients, self.num_samples),
+            metric_means=means_over_samples(self.metric_means, self.num_samples),
+            state_changes=means_over_samples(self.state_changes, self.num_samples),
         )
 
 
@@ -68,11 +88,7 @@ class EvaluationTotals(NamedTuple):
     def means(self) -> "EvaluationTotals":
         """Divides means by the number of samples."""
         return self._replace(
-            logs=_means(self.logs, self.num_samples),
-            metric_means=_means(self.metric_means, self.num_samples),
-            state_changes=_means(self.state_changes, self.num_samples),
+            logs=means_over_samples(self.logs, self.num_samples),
+            metric_means=means_over_samples(self.metric_means, self.num_samples),
+            state_changes=means_over_samples(self.state_changes, self.num_samples),
         )
-
-
-def _means(totals: list[tf.Tensor], num_samples: tf.Tensor) -> list[tf.Tensor]:
-    return [tf.math.divide_no_nan(t, tf.cast(num_samples, t.dtype)) for t in totals]
