@@ -65,7 +65,9 @@ def addresses():
 
 
 def assert_nothing_was_trained(run_dir):
-    assert {path.name for path in run_dir.iterdir()} <= {"logs"}
+    assert {path.name for path in run_dir.iterdir()} <= {"logs", "attempt-1"}
+    files = (path for path in run_dir.rglob("attempt-1/**/*") if path.is_file())
+    assert {path.name for path in files} <= {"lease.json"}
 
 
 def test_unequal_flags_and_data_are_named_on_both(addresses, tmp_path):

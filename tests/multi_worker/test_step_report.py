@@ -3,7 +3,7 @@
 from local_cluster import run_workers
 from worker_processes import ONE_THREAD
 
-SLEEP_SECS = 0.2  # of programs/slow_layer.py
+SLEEP_SECS = 1.0  # of programs/slow_layer.py
 
 
 def test_a_slow_layer_counts_as_computing_not_as_waiting_for_data(tmp_path):

@@ -29,8 +29,8 @@ def network(*layers, loss=cross_entropy, batch=BATCH, **compiling):
     return model
 
 
-def check(model, batch=BATCH, micro_batch_size=None):
-    averaged = divisibility.averaged_metrics(model, batch, micro_batch_size, num_replicas=2)
+def check(model, batch=BATCH, micro_batch_size=None, training=True):
+    averaged = divisibility.averaged_metrics(model, batch, micro_batch_size, 2, training)
     return [v.path for v in model.metrics_variables if id(v) in averaged]
 
 
@@ -83,6 +83,10 @@ def test_coupled_samples_need_a_micro_batch_size(layer, cause):
         check(model)
     assert "2 replicas and no micro_batch_size" in str(refused.value)
     assert check(model, micro_batch_size=4) == []
+
+
+def test_batch_normalization_does_not_couple_samples_that_are_evaluated():
+    assert check(network(keras.layers.BatchNormalization()), training=False) == []
 
 
 def test_a_loss_over_the_whole_batch_needs_a_micro_batch_size():

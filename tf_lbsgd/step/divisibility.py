@@ -43,7 +43,11 @@ def are_known(parts: Any) -> bool:
 
 
 def averaged_metrics(
-    model: keras.Model, batch: Any, micro_batch_size: int | None, num_replicas: int
+    model: keras.Model,
+    batch: Any,
+    micro_batch_size: int | None,
+    num_replicas: int,
+    training: bool,
 ) -> frozenset[int]:
     """Checks that a batch may be divided.
 
@@ -53,6 +57,7 @@ def averaged_metrics(
         micro_batch_size: As given to `compile`. If it is given, samples of a micro-batch may
             influence each other.
         num_replicas: Number of replicas, for the message.
+        training: Whether the samples are to be trained on, or only evaluated.
 
     Returns:
         Ids of variables of metrics that are means over samples. All others are sums over samples.
@@ -61,20 +66,23 @@ def averaged_metrics(
         ValueError: The loss is a sum over samples, or samples influence each other and nothing
             says in which batch, or a metric is neither a sum nor a mean.
     """
-
     one, index = tf.constant(1.0), tf.constant(0)
     parts, tolerance = _parts(batch), _tolerance(model)
-    passes = Passes(model, training=True, loss_scale=one, is_divided=True)
-    results = _results(lambda s: passes.totals(s, index), parts)
-    from_one = Passes(model, training=True, loss_scale=one, is_divided=True, metric_start=1.0)
-    others = _results(lambda s: from_one.totals(s, index), parts[:1])
+
+    def results_of(passes: Passes, parts: Sequence[Any]) -> Results:
+        return _results(lambda samples: passes.totals(samples, index), parts)
+
+    passes = Passes(model, training=training, loss_scale=one, is_divided=True)
+    results = results_of(passes, parts)
+    from_one = Passes(model, training=training, loss_scale=one, is_divided=True, metric_start=1.0)
+    others = results_of(from_one, parts[:1])
     _check_metrics_add(model, results[0][1], others[0][1], tolerance)
     counts_over_batch = passes.is_masked or any(
         getattr(loss, "ignore_class", None) is not None for loss in keras.tree.flatten(model.loss)
     )
     if counts_over_batch or not _is_mean(results, tolerance):
         passes = Passes(model, training=False, loss_scale=one, is_divided=True)
-        evaluation = _results(lambda s: passes.totals(s, index), parts)
+        evaluation = results_of(passes, parts)
         if not _is_mean(evaluation, tolerance):
             _refuse_sums(results if micro_batch_size is None else evaluation, tolerance)
         if micro_batch_size is None:

@@ -706,7 +706,9 @@ class MultiWorkerTrainer(ChiefWrites, DividesData):
                 if step == self.train_step:
                     own_steps.check_no_micro_batches(self._micro_batch_size)
                 return averaged
-        return divisibility.averaged_metrics(self, batch, self._micro_batch_size, num_replicas)
+        return divisibility.averaged_metrics(
+            self, batch, self._micro_batch_size, num_replicas, training=step == self.train_step
+        )
 
     @property
     def _is_divided(self) -> bool:

@@ -13,7 +13,7 @@ import tensorflow as tf
 import tf_lbsgd as lbsgd
 from tf_lbsgd.distribution import distribute_dataset
 
-SLEEP_SECS = 0.2
+SLEEP_SECS = 1.0
 
 
 class Sleep(keras.layers.Layer):
