@@ -75,6 +75,7 @@ def _create_multi_worker_strategy(cluster: Cluster) -> tf.distribute.Strategy:
             "a TensorFlow operation before the strategy. Expected: create_strategy() first. A "
             "module that --model or --dataset names runs no operation while it is imported."
         ) from error
+    private_api.broadcast_all_dtypes(strategy)
     agree_on_random_numbers(strategy)
     return strategy
 

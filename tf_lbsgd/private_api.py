@@ -20,6 +20,7 @@ from keras.src.backend.common import global_state
 from keras.src.backend.tensorflow import random as keras_random
 from keras.src.legacy.saving import legacy_h5_format
 from keras.src.optimizers.base_optimizer import BaseOptimizer
+from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
 from keras.src.saving import saving_lib
 from keras.src.trainers import data_adapters
 from keras.src.trainers.data_adapters import array_slicing
@@ -28,6 +29,7 @@ from keras.src.trainers.data_adapters.data_adapter import DataAdapter
 from tensorflow.python.distribute import distribute_lib
 from tensorflow.python.eager import context
 from tensorflow.python.framework import random_seed
+from tensorflow.python.ops import gen_random_ops, gen_stateful_random_ops
 
 # ---- models ----
 
@@ -161,6 +163,7 @@ def prepare_monitor(callback: keras.callbacks.Callback) -> None:
 def update_loss_metric(model: keras.Model, loss: tf.Tensor, num_samples: tf.Tensor) -> None:
     """Adds a mean loss to the metric named "loss".
 
+    It does nothing for a model whose `metrics` are its own, and do not contain that one.
     Upstream: keras/src/trainers/trainer.py, `Trainer._loss_tracker`.
 
     Args:
@@ -168,7 +171,8 @@ def update_loss_metric(model: keras.Model, loss: tf.Tensor, num_samples: tf.Tens
         loss: Mean over some samples, a float scalar.
         num_samples: Their number, a float32 scalar.
     """
-    model._loss_tracker.update_state(loss, sample_weight=num_samples)
+    if any(metric is model._loss_tracker for metric in model.metrics):
+        model._loss_tracker.update_state(loss, sample_weight=num_samples)
 
 
 def build_symbolically(model: keras.Model, data_batch: Any) -> None:
@@ -547,8 +551,6 @@ def outside_of_stateless_scope() -> Iterator[None]:
 
 # ---- random numbers ----
 
-_draws = threading.local()
-
 # Functions of keras/src/backend/tensorflow/random.py whose first argument is a shape.
 _FUNCTIONS_OF_A_SHAPE = (
     "beta",
@@ -560,11 +562,40 @@ _FUNCTIONS_OF_A_SHAPE = (
     "uniform",
 )
 
+# Stateful operations that draw random numbers, by module of tensorflow/python/ops.
+_STATEFUL_DRAWS = {
+    gen_random_ops: (
+        "multinomial",
+        "parameterized_truncated_normal",
+        "random_gamma",
+        "random_poisson_v2",
+        "random_shuffle",
+        "random_standard_normal",
+        "random_uniform",
+        "random_uniform_int",
+        "truncated_normal",
+    ),
+    gen_stateful_random_ops: ("rng_read_and_skip", "stateful_random_binomial"),
+}
+
 Redraw = Callable[[Callable[[Any], tf.Tensor], Any], tf.Tensor]
 
 
+class _Draws(threading.local):
+    """Says how this thread draws random numbers."""
+
+    redraw: Redraw | None = None
+    key_offset: tf.Tensor | None = None
+    refuse_other = False
+
+
+_draws = _Draws()
+
+
 @contextlib.contextmanager
-def random_numbers(redraw: Redraw | None) -> Iterator[None]:
+def random_numbers(
+    redraw: Redraw | None, key_offset: tf.Tensor | None = None, *, refuse_other: bool = False
+) -> Iterator[None]:
     """Passes draws of random numbers through a function.
 
     Those of `keras.random` and of all layers are meant, dropout included.
@@ -573,14 +604,20 @@ def random_numbers(redraw: Redraw | None) -> Iterator[None]:
     Args:
         redraw: Takes a function that draws a tensor of a given shape, and the shape that is
             needed, a tuple or an int32 tensor. Returns a tensor of this shape. None leaves draws
-            as they are.
+            as they are outside.
+        key_offset: int64 scalar, added to the first number of the key that a seed generator gives.
+        refuse_other: Whether TensorFlow's own random numbers, whose state belongs to a worker,
+            raise ValueError.
     """
-    before = getattr(_draws, "redraw", None)
-    _draws.redraw = redraw or before
+    before = dict(vars(_draws))
+    _draws.redraw = redraw or _draws.redraw
+    _draws.key_offset = _draws.key_offset if key_offset is None else key_offset
+    _draws.refuse_other = refuse_other or _draws.refuse_other
     try:
         yield
     finally:
-        _draws.redraw = before
+        vars(_draws).clear()
+        vars(_draws).update(before)
 
 
 def _draw_a_shape(original: Callable[..., tf.Tensor], shape: Any, *args: Any, **kwargs: Any) -> Any:
@@ -588,7 +625,7 @@ def _draw_a_shape(original: Callable[..., tf.Tensor], shape: Any, *args: Any, **
 
     Upstream: keras/src/backend/tensorflow/random.py, `normal`.
     """
-    redraw: Redraw | None = getattr(_draws, "redraw", None)
+    redraw = _draws.redraw
     if redraw is None:
         return original(shape, *args, **kwargs)
     return redraw(lambda other: original(other, *args, **kwargs), shape)
@@ -605,7 +642,7 @@ def _draw_dropout(
 
     Upstream: keras/src/backend/tensorflow/random.py, `dropout`.
     """
-    redraw: Redraw | None = getattr(_draws, "redraw", None)
+    redraw = _draws.redraw
     if redraw is None:
         return original(inputs, rate, noise_shape, seed)
     shape = tf.unstack(tf.shape(inputs))
@@ -615,20 +652,96 @@ def _draw_dropout(
     return tf.where(mask > 0, inputs * mask, tf.zeros_like(inputs))
 
 
+def _next_key(original: Callable[..., tf.Tensor], self: Any, ordered: bool = True) -> tf.Tensor:
+    """Stands in for the method that gives the next key.
+
+    Upstream: keras/src/random/seed_generator.py, `SeedGenerator.next`.
+    """
+    key = original(self, ordered)
+    if _draws.key_offset is None:
+        return key
+    moved = (tf.cast(key, tf.int64) + tf.stack([_draws.key_offset, 0])) % 2**32
+    return tf.cast(moved, key.dtype)
+
+
+def _draw_of_tensorflow(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Stands in for operations whose state belongs to a worker.
+
+    Upstream: tensorflow/python/ops/random_ops.py, `random_normal`.
+
+    Raises:
+        ValueError: They are refused now.
+    """
+    if _draws.refuse_other:
+        raise ValueError(
+            "TensorFlow's own random numbers depend on the replica that draws them, so the result "
+            "would depend on the number of replicas. "
+            f"Received: an operation {original.__name__}, as in tf.random.normal, "
+            "tf.random.Generator or tf.nn.dropout. "
+            "Expected: keras.random.normal(..., seed=self.seed_generator), where "
+            "self.seed_generator = keras.random.SeedGenerator(seed) is made once, or a layer such "
+            "as keras.layers.Dropout."
+        )
+    return original(*args, **kwargs)
+
+
 def _redirect_random_numbers() -> None:
-    """Puts these functions in the place of those of Keras.
+    """Puts these functions in the place of others.
 
     Upstream: keras/src/backend/tensorflow/random.py, `uniform`.
     """
     for name in _FUNCTIONS_OF_A_SHAPE:
-        original = getattr(keras_random, name)
-        redirected = functools.wraps(original)(functools.partial(_draw_a_shape, original))
-        setattr(keras_random, name, redirected)
-    original = keras_random.dropout
-    keras_random.dropout = functools.wraps(original)(functools.partial(_draw_dropout, original))
+        _redirect(keras_random, name, _draw_a_shape)
+    _redirect(keras_random, "dropout", _draw_dropout)
+    for module, names in _STATEFUL_DRAWS.items():
+        for name in names:
+            _redirect(module, name, _draw_of_tensorflow)
+    next_key = keras.random.SeedGenerator.next
+    keras.random.SeedGenerator.next = functools.wraps(next_key)(
+        lambda self, ordered=True: _next_key(next_key, self, ordered)
+    )
+
+
+def _redirect(module: Any, name: str, function: Callable[..., Any]) -> None:
+    """Puts a function in the place of another.
+
+    Its first argument is the other.
+    Upstream: keras/src/backend/tensorflow/random.py, `normal`.
+    """
+    original = getattr(module, name)
+    setattr(module, name, functools.wraps(original)(functools.partial(function, original)))
 
 
 _redirect_random_numbers()
+
+
+# ---- what Keras keeps for each thread ----
+
+_SETTINGS = (
+    "custom_objects_scope_dict",
+    "dtype_policy",
+    "flash_attention",
+    GLOBAL_SEED_GENERATOR,
+    "traceback_filtering",
+)
+
+
+def with_settings_of_this_thread(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Takes Keras' settings of this thread to others.
+
+    A strategy runs each replica in a thread of its own, which would have another global seed
+    generator and the default dtype policy. The function that is returned has those of this thread.
+    Upstream: keras/src/backend/common/global_state.py, `GLOBAL_STATE_TRACKER`.
+    """
+    settings = {name: global_state.get_global_attribute(name) for name in _SETTINGS}
+
+    @functools.wraps(function)
+    def call(*args: Any) -> Any:
+        for name, value in settings.items():
+            global_state.set_global_attribute(name, value)
+        return function(*args)
+
+    return call
 
 
 # ---- notes among workers ----
@@ -718,6 +831,38 @@ def _thread_mode(mode: Any) -> Iterator[None]:
         yield
     finally:
         distribute_lib._pop_per_thread_mode()
+
+
+def broadcast_all_dtypes(strategy: tf.distribute.MultiWorkerMirroredStrategy) -> None:
+    """Lets a strategy create variables of any dtype.
+
+    The chief's initial values are sent to all workers. TensorFlow's collectives know few dtypes,
+    so values of the others, such as bfloat16 and int8, travel as bytes in int32.
+    Upstream: tensorflow/python/distribute/collective_all_reduce_strategy.py,
+    `_get_variable_creator_initial_value`.
+    """
+    extended = strategy.extended
+    original = extended._get_variable_creator_initial_value
+
+    def creator(replica_id: int, device: str, primary_var: Any, **kwargs: Any) -> Callable[[], Any]:
+        dtype = tf.as_dtype(kwargs.get("dtype") or tf.float32)
+        if replica_id > 0 or dtype in _TRAVELLING or dtype == tf.string:
+            return original(replica_id, device, primary_var, **kwargs)
+        value = kwargs["initial_value"]
+
+        def as_bytes() -> tf.Tensor:
+            tensor = tf.convert_to_tensor(value() if callable(value) else value, dtype)
+            return tf.cast(tf.bitcast(tensor, tf.uint8), tf.int32)
+
+        arguments = {**kwargs, "initial_value": as_bytes, "dtype": tf.int32}
+        receive = original(replica_id, device, primary_var, **arguments)
+        return lambda: tf.bitcast(tf.cast(receive(), tf.uint8), dtype)
+
+    extended._get_variable_creator_initial_value = creator
+
+
+# What TensorFlow's collectives carry.
+_TRAVELLING = (tf.bool, tf.float16, tf.float32, tf.float64, tf.int32, tf.int64)
 
 
 def first_replica_spec(spec: tf.TypeSpec) -> tf.TypeSpec:

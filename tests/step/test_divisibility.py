@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import tf_lbsgd as lbsgd
 from tf_lbsgd.step import divisibility
@@ -87,6 +88,53 @@ def test_coupled_samples_need_a_micro_batch_size(layer, cause):
 
 def test_batch_normalization_does_not_couple_samples_that_are_evaluated():
     assert check(network(keras.layers.BatchNormalization()), training=False) == []
+
+
+class Drawing(keras.layers.Layer):
+    """Adds random numbers of TensorFlow."""
+
+    def __init__(self, draw):
+        super().__init__()
+        self.draw = draw
+
+    def call(self, inputs):
+        return inputs + self.draw(keras.ops.shape(inputs))
+
+    def compute_output_spec(self, inputs):
+        return keras.KerasTensor(inputs.shape, inputs.dtype)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda shape: tf.random.normal(shape),
+        lambda shape: tf.random.uniform(shape, seed=3),
+        lambda shape: tf.nn.dropout(tf.ones(shape), 0.5),
+        tf.random.Generator.from_seed(1).normal,
+    ],
+    ids=["normal", "seeded", "dropout", "generator"],
+)
+def test_random_numbers_whose_state_belongs_to_a_worker_are_refused(draw):
+    with pytest.raises(ValueError, match=r"TensorFlow's own random numbers .* keras.random"):
+        check(network(Drawing(draw)))
+
+
+class Counting(keras.layers.Layer):
+    """Counts samples."""
+
+    def build(self, shape):
+        self.count = self.add_weight(shape=(), dtype="int64", trainable=False, name="seen")
+
+    def call(self, inputs, training=False):
+        if training:
+            self.count.assign_add(keras.ops.cast(keras.ops.shape(inputs)[0], "int64"))
+        return inputs
+
+
+@pytest.mark.parametrize("size", [None, 4])
+def test_a_state_that_counts_samples_is_refused_by_name(size):
+    with pytest.raises(ValueError, match=r"a sum over samples.* Received: .*seen"):
+        check(network(Counting()), micro_batch_size=size)
 
 
 def test_a_loss_over_the_whole_batch_needs_a_micro_batch_size():

@@ -6,9 +6,7 @@ computed whole and in halves, and the two are compared. Random numbers are the s
 meanwhile, or else dropout would hide the answer.
 """
 
-import contextlib
-import itertools
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import keras
@@ -77,6 +75,7 @@ def averaged_metrics(
     from_one = Passes(model, training=training, loss_scale=one, is_divided=True, metric_start=1.0)
     others = results_of(from_one, parts[:1])
     _check_metrics_add(model, results[0][1], others[0][1], tolerance)
+    _check_states_are_means(passes.changed, results, tolerance)
     counts_over_batch = passes.is_masked or any(
         getattr(loss, "ignore_class", None) is not None for loss in keras.tree.flatten(model.loss)
     )
@@ -132,38 +131,9 @@ def averaged_metrics_of_own_step(
 def _results(compute: Callable[[Any], tuple[tf.Tensor, Any]], parts: Sequence[Any]) -> Results:
     results = []
     for part in parts:
-        with (
-            private_api.random_numbers(_the_same_for_each_row),
-            _random_numbers_of_tensorflow(),
-        ):
+        with private_api.random_numbers(_the_same_for_each_row):
             results.append(compute(part))
     return results
-
-
-@contextlib.contextmanager
-def _random_numbers_of_tensorflow() -> Iterator[None]:
-    """Makes `tf.random.normal` and others draw the same everywhere."""
-    calls = itertools.count()
-    originals = {n: getattr(tf.random, n) for n in ("normal", "truncated_normal", "uniform")}
-
-    def drawing(name: str) -> Callable[..., tf.Tensor]:
-        stateless = getattr(tf.random, f"stateless_{name}")
-
-        def draw(shape: Any, *args: Any, seed: Any = None, name: Any = None, **kwargs: Any) -> Any:
-            key = [0, next(calls)]
-            return _the_same_for_each_row(
-                lambda other: stateless(other, key, *args, **kwargs), shape
-            )
-
-        return draw
-
-    for name in originals:
-        setattr(tf.random, name, drawing(name))
-    try:
-        yield
-    finally:
-        for name, original in originals.items():
-            setattr(tf.random, name, original)
 
 
 def check_layers(model: keras.Model) -> None:
@@ -267,6 +237,29 @@ def _refuse_sums(results: Results, tolerance: float) -> None:
     )
 
 
+def _check_states_are_means(
+    variables: list[keras.Variable], results: Results, tolerance: float
+) -> None:
+    """Refuses variables to which each sample adds something.
+
+    They are averaged, whereas those of metrics are summed.
+    """
+    sizes = [float(totals.num_samples) for _, totals in results]
+    states = zip(*(totals.state_changes for _, totals in results), strict=True)
+    for variable, weighted in zip(variables, states, strict=True):
+        changes = [np.asarray(w, np.float64) / n for w, n in zip(weighted, sizes, strict=True)]
+        whole, first, second = changes
+        is_mean = _is_close([whole], [(first + second) / 2], tolerance)
+        if not is_mean and _is_close([whole], [first + second], tolerance):
+            values = ", ".join(str(change.round(4).tolist()) for change in changes)
+            raise refusal(
+                "What a layer adds to a variable is a sum over samples. The step takes the mean "
+                "over micro-batches and replicas.",
+                f"{variable.path}, to which some samples and their halves add {values}",
+                "a mean over samples, or a metric, whose variables may be sums",
+            )
+
+
 def _refusal_of_coupled_samples(
     model: keras.Model, results: Results, num_replicas: int
 ) -> ValueError:
@@ -292,9 +285,9 @@ def _causes(model: keras.Model) -> list[str]:
     named = [f"batch normalization ({', '.join(normalizing[:3])})"] if normalizing else []
     return [
         *named,
-        "a loss over the whole batch such as Dice",
+        "a loss over the whole batch such as Dice, or a part of it that is a sum over samples",
         "a mask or ignore_class",
-        "random numbers that are not those of keras.random",
+        "random numbers whose key the program sets itself, as in tf.random.stateless_normal",
     ]
 
 

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 from tf_lbsgd import private_api
@@ -90,21 +89,16 @@ def replica_spec(spec: tf.TypeSpec) -> Any:
     return tf.TensorSpec([None, *spec.shape[1:]], spec.dtype)
 
 
-def is_seed_state(variable: keras.Variable) -> bool:
-    """Tells whether a variable is the state of a `keras.random.SeedGenerator`."""
-    return variable.name == "seed_generator_state"
+def key_offset(micro_batch_index: tf.Tensor) -> tf.Tensor:
+    """Returns what is added to keys of random numbers.
 
+    All micro-batches of a step start from the same seeds, but each draws its own random numbers
+    (dropout). They depend on its index in the global minibatch, not on the number of workers.
 
-def initial_state(variable: keras.Variable, micro_batch_index: tf.Tensor) -> tf.Tensor:
-    """Returns a non-trainable variable's value before a micro-batch.
+    Args:
+        micro_batch_index: int32 scalar, its index in the global minibatch.
 
-    All micro-batches of a step start from the same state, but each draws its own random numbers
-    (dropout). Its index enters the key of a seed generator, so that masks depend on the position
-    in the global minibatch and not on the number of workers.
+    Returns:
+        int64 scalar.
     """
-    value = tf.convert_to_tensor(variable)
-    if not is_seed_state(variable):
-        return value
-    offset = tf.cast(micro_batch_index, tf.int64) * _SEED_STRIDE % 2**32
-    wrapped = (tf.cast(value, tf.int64) + tf.stack([offset, 0])) % 2**32
-    return tf.cast(wrapped, value.dtype)
+    return tf.cast(micro_batch_index, tf.int64) * _SEED_STRIDE % 2**32

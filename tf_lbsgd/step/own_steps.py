@@ -108,7 +108,6 @@ class OwnStep:
         self._num_samples = tf.cast(micro_batches.batch_dimension(data), tf.float32)
         self._proposals = Proposals(
             self._model,
-            micro_batch_index,
             metric_start=0.0 if self._is_divided else None,
             weights=[],
         )
@@ -119,7 +118,11 @@ class OwnStep:
                 self._proposals,
                 private_api.single_replica() as self._all_replicas,
                 private_api.gradients_passed_to(self._apply),
-                private_api.random_numbers(self._redraw),
+                private_api.random_numbers(
+                    self._redraw,
+                    micro_batches.key_offset(micro_batch_index),
+                    refuse_other=self._is_divided,
+                ),
                 self._noted_results(),
             ):
                 logs = self._step(data)

@@ -107,7 +107,6 @@ class Passes:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             proposals = Proposals(
                 self._model,
-                micro_batch_index,
                 metric_start=self._metric_start if self._is_divided else None,
                 weights=list(self._model.trainable_weights),
                 tape=tape if self.training else None,
@@ -115,7 +114,11 @@ class Passes:
             with (
                 proposals,
                 private_api.single_replica(),
-                private_api.random_numbers(self._redraw),
+                private_api.random_numbers(
+                    self._redraw,
+                    micro_batches.key_offset(micro_batch_index),
+                    refuse_other=self._is_divided,
+                ),
             ):
                 loss = self._forward_pass(micro_batch, num_samples)
                 scaled_loss = loss * tf.cast(self._loss_scale, loss.dtype)

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_lbsgd.step import micro_batches
+_EXACT_IN_FLOAT64 = (tf.float64, tf.int32, tf.int64, tf.uint32, tf.uint64)
 
 
 class Proposals(keras.StatelessScope):
@@ -15,7 +15,6 @@ class Proposals(keras.StatelessScope):
 
     Args:
         model: The model.
-        micro_batch_index: int32 scalar. It enters the keys of random numbers.
         metric_start: Where all variables of metrics start. From zero, the states of micro-batches
             can be added. None lets them go on from their present state.
         weights: Variables that are read once, before anything else.
@@ -28,22 +27,16 @@ class Proposals(keras.StatelessScope):
     def __init__(
         self,
         model: Any,
-        micro_batch_index: tf.Tensor,
         *,
         metric_start: float | None,
         weights: list[keras.Variable],
         tape: tf.GradientTape | None = None,
     ) -> None:
         self.changed: list[keras.Variable] = []
-        self._micro_batch_index = micro_batch_index
         self._tape = tape
-        self._is_reading = False
         self._weights = weights
         self._watched = [(v, tf.convert_to_tensor(v)) for v in weights]
-        state = [
-            (v, micro_batches.initial_state(v, micro_batch_index))
-            for v in model.non_trainable_variables
-        ]
+        state = [(v, tf.convert_to_tensor(v)) for v in model.non_trainable_variables]
         metrics = [
             (
                 v,
@@ -60,16 +53,6 @@ class Proposals(keras.StatelessScope):
             tape.watch([value for _, value in self._watched])
         super().__init__(state_mapping=known, collect_losses=True)
 
-    def get_current_value(self, variable: keras.Variable) -> tf.Tensor | None:
-        """Returns a variable's value in this scope.
-
-        A seed generator that no layer of the model owns, such as the global one of Keras, joins
-        the state at its first use.
-        """
-        value = super().get_current_value(variable)
-        is_foreign_seed = value is None and micro_batches.is_seed_state(variable)
-        return self._join(variable) if is_foreign_seed and not self._is_reading else value
-
     def add_update(self, update: tuple[keras.Variable, tf.Tensor]) -> None:
         """Takes a value that would be assigned.
 
@@ -77,8 +60,8 @@ class Proposals(keras.StatelessScope):
         that are read, old and new, as in a `tf.GradientTape` over variables.
         """
         variable, value = update
-        if id(variable) not in self._before:
-            self._join(variable)
+        if id(variable) not in self._before:  # such as Keras' global seed generator
+            self._before[id(variable)] = tf.convert_to_tensor(variable)
         if id(variable) not in self._metrics and all(v is not variable for v in self.changed):
             self.changed.append(variable)
         if self._tape and any(v is variable for v in self._weights):
@@ -90,8 +73,8 @@ class Proposals(keras.StatelessScope):
     def changes(self, variables: list[keras.Variable]) -> list[tf.Tensor]:
         """Returns what to add to each variable.
 
-        Those of metrics have the dtypes of the variables, all others are float32, or float64 for
-        float64.
+        Those of metrics have the dtypes of the variables. All others are float32, or float64 for
+        large integers and float64.
         """
         return [tf.ensure_shape(self._change(v), v.shape) for v in variables]
 
@@ -122,23 +105,9 @@ class Proposals(keras.StatelessScope):
             )
         return trained, [tf.ensure_shape(tf.add_n(by_variable[id(v)]), v.shape) for v in trained]
 
-    def _join(self, variable: keras.Variable) -> tf.Tensor:
-        self._is_reading = True
-        value = micro_batches.initial_state(variable, self._micro_batch_index)
-        self._is_reading = False
-        self._before[id(variable)] = self.state_mapping[id(variable)] = value
-        return value
-
     def _change(self, variable: keras.Variable) -> tf.Tensor:
         before, after = self._before[id(variable)], self.state_mapping[id(variable)]
         if id(variable) in self._metrics:
             return tf.cast(after, before.dtype) - before
-        if before.dtype == tf.bool:
-            before, after = tf.cast(before, tf.float32), tf.cast(after, tf.float32)
-        return tf.cast(after - before, tf.float64 if before.dtype == tf.float64 else tf.float32)
-
-
-def _start(variable: keras.Variable, value: float | None) -> tf.Tensor:
-    if value is None:
-        return tf.convert_to_tensor(variable)
-    return tf.cast(tf.fill(variable.shape, value), variable.dtype)
+        dtype = tf.float64 if before.dtype in _EXACT_IN_FLOAT64 else tf.float32
+        return tf.cast(after, dtype) - tf.cast(before, dtype)

@@ -511,7 +511,9 @@ class MultiWorkerTrainer(ChiefWrites, DividesData):
                 data_are_there = tf.numpy_function(progress.compute, [], [])
             with _after(data_are_there):  # the replicas' step waits for nothing but its data
                 data = tf.nest.map_structure(_same, data, expand_composites=True)
-            outputs = strategy.run(replica_step, args=(data,))
+            outputs = strategy.run(
+                private_api.with_settings_of_this_thread(replica_step), args=(data,)
+            )
             return tf.nest.map_structure(
                 lambda v: strategy.experimental_local_results(v)[0], outputs
             )
@@ -622,7 +624,9 @@ class MultiWorkerTrainer(ChiefWrites, DividesData):
 
         @tf.autograph.experimental.do_not_convert
         def one_step(element: Any) -> Any:
-            outputs = strategy.run(replica_step, args=(element,))
+            outputs = strategy.run(
+                private_api.with_settings_of_this_thread(replica_step), args=(element,)
+            )
             return tf.nest.map_structure(lambda v: strategy.gather(v, axis=0), outputs)
 
         compiled_step = (
@@ -659,6 +663,12 @@ class MultiWorkerTrainer(ChiefWrites, DividesData):
             except RuntimeError:  # a model without `call`, such as an adversarial network
                 if not own_steps.is_own(self.train_step):
                     raise
+            except ValueError as error:
+                error.add_note(
+                    "Raised while the model was called with training=False on the shapes of the "
+                    "data, as `evaluate` and `predict` call it. This creates its variables."
+                )
+                raise
         for variable in self.metrics_variables:
             private_api.read_without_collective(variable.value)
 
@@ -724,8 +734,15 @@ class DataParallelModel(MultiWorkerTrainer, keras.Model):
     It is the one line to change in a program that builds `keras.Model(inputs, outputs)` under
     `strategy.scope()`.
 
+    Args:
+        inputs: Inputs, nested.
+        outputs: Outputs, nested.
+        name: Name of the model.
+        arguments: `trainable`, as for `keras.Model`.
+
     Raises:
-        ValueError: It is given a list of layers, which `DataParallelSequential` takes.
+        ValueError: It is given a list of layers, which `DataParallelSequential` takes. Or it is
+            given no inputs, as in a subclass that has a `call` of its own.
     """
 
     def __new__(cls, *args: Any, **arguments: Any) -> Any:
@@ -739,6 +756,20 @@ class DataParallelModel(MultiWorkerTrainer, keras.Model):
             )
         return super().__new__(cls, *args, **arguments)
 
+    # Keras opens files of models only whose arguments have the names of `Functional`.
+    def __init__(
+        self, inputs: Any = None, outputs: Any = None, name: str | None = None, **arguments: Any
+    ) -> None:
+        if inputs is None or outputs is None:
+            own = type(self).__name__
+            raise ValueError(
+                "DataParallelModel is made of inputs and outputs. "
+                f"Received: {own}() without them. Expected: {own}(inputs, outputs), or for a "
+                f"model with a `call` of its own: class {own}(lbsgd.MultiWorkerTrainer, "
+                "keras.Model)."
+            )
+        super().__init__(inputs, outputs, name=name, **arguments)
+
     def get_config(self) -> dict[str, Any]:
         """Returns the config, and how to open the file."""
         return {_HOW_TO_OPEN: _ADVICE_TO_OPEN, **super().get_config()}
@@ -748,12 +779,6 @@ class DataParallelModel(MultiWorkerTrainer, keras.Model):
         """Creates a model from the result of `get_config`."""
         config = {name: value for name, value in config.items() if name != _HOW_TO_OPEN}
         return super().from_config(config, custom_objects)
-
-    if TYPE_CHECKING:  # Keras has no types, so a checker would accept any argument
-
-        def __init__(
-            self, inputs: Any, outputs: Any, *, name: str | None = None, trainable: bool = True
-        ) -> None: ...
 
 
 @keras.saving.register_keras_serializable(package="tf_lbsgd")

@@ -72,7 +72,10 @@ def add_to_variables(
             variable.assign_add(tf.cast(change, variable.dtype))
 
     for variable, change in zip(variables, changes, strict=True):
-        strategy.extended.update(variable.value, add, args=(change,), group=False)
+        if isinstance(variable.value, tf.distribute.DistributedValues):
+            strategy.extended.update(variable.value, add, args=(change,), group=False)
+        else:  # one for all replicas of this process, such as Keras' global seed generator
+            add(variable.value, strategy.experimental_local_results(change)[0])
 
 
 def apply_gradients(

@@ -101,7 +101,7 @@ _add(
         "by name: sparse_categorical_crossentropy": lambda: "sparse_categorical_crossentropy",
     },
 )
-_add(CLASSES, "linear", {"Circle": losses.Circle})
+_add(CLASSES, "linear", {"Circle": lambda: losses.Circle(gamma=1.0)})
 
 
 @case("CTC")

@@ -176,9 +176,27 @@ def double_precision():
         keras.config.set_dtype_policy("float32")
 
 
+class UnseededNoise(keras.layers.Layer):
+    """Draws by the global seed generator of Keras, whose state no model has."""
+
+    def call(self, inputs, training=False):
+        noise = 0.1 * keras.random.normal(keras.ops.shape(inputs))
+        return inputs + noise if training else inputs
+
+
 def random_numbers_in_layers():
-    layers = [keras.layers.Dropout(0.5, seed=1), keras.layers.GaussianNoise(0.1, seed=2)]
+    layers = [
+        keras.layers.Dropout(0.5, seed=1),
+        keras.layers.GaussianNoise(0.1, seed=2),
+        UnseededNoise(),
+    ]
     return fitted(network(*layers), validation_data=(FEATURES, LABELS))
+
+
+def weights_that_collectives_do_not_know():
+    model = network(keras.layers.Dense(4, dtype="bfloat16", trainable=False))
+    model.layers[1].quantize("int8")
+    return fitted(model, metrics=["accuracy"])
 
 
 def sparse_inputs():
