@@ -93,6 +93,7 @@ def test_epochs_record_what_they_trained_and_evaluated_on(runs):
         assert metrics["validation_images"] == 140
 
 
+@pytest.mark.long
 def test_repeated_deterministic_runs_are_bit_identical(tmp_path):
     digests = [
         train(tmp_path / name, 2, *RECIPE, "--deterministic")["weights_sha256"]
@@ -101,6 +102,7 @@ def test_repeated_deterministic_runs_are_bit_identical(tmp_path):
     assert digests[0] == digests[1]
 
 
+@pytest.mark.long
 def test_another_seed_gives_other_weights(runs, tmp_path):
     other = train(tmp_path / "run", 1, *RECIPE, "--seed=4")
     assert other["weights_sha256"] != train(runs[1], 1, *RECIPE)["weights_sha256"]

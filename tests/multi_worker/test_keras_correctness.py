@@ -26,6 +26,7 @@ def workers(tmp_path_factory):
     return run_workers("keras_correctness", 2, folder, is_stock=False)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", ["upstream", "class_weight", "sample_weight"])
 def test_two_workers_fit_as_stock_keras_does(case, stock, workers):
     actual, expected = workers[0][case], stock[case]
@@ -37,6 +38,7 @@ def test_two_workers_fit_as_stock_keras_does(case, stock, workers):
         np.testing.assert_allclose(weight, value, rtol=0, atol=1e-6)
 
 
+@pytest.mark.long
 def test_two_workers_give_the_closed_form(workers):
     # Loss 1 + 0.01 + 0.01; its gradient 2 + 0.01 + 0.02; the rate 0.01.
     upstream = workers[0]["upstream"]

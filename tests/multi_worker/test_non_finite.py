@@ -11,7 +11,9 @@ from tf_lbsgd.cli.process import FAILED
 TRIES, STEPS = 20, 5
 
 
-@pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
+@pytest.mark.parametrize(
+    "precision", ["float32", pytest.param("mixed_float16", marks=pytest.mark.long)]
+)
 def test_workers_decide_the_same_at_the_same_step(precision, tmp_path):
     one, other = run_workers(
         "non_finite", 2, tmp_path, precision=precision, tries=TRIES, policy=None
@@ -32,6 +34,7 @@ def test_stopping_names_step_worker_and_tensor_on_every_worker_alike(tmp_path):
         assert attempt["message"].startswith(attempt["expected"])
 
 
+@pytest.mark.long
 def test_a_run_that_diverges_ends_with_its_last_good_checkpoint(tmp_path):
     flags = (
         f"--run_dir={tmp_path / 'run'}",

@@ -8,7 +8,9 @@ from local_cluster import run_workers
 SLOW_FROM = 20
 
 
-@pytest.mark.parametrize(("num_workers", "victim"), [(2, 1), (4, 2)])
+@pytest.mark.parametrize(
+    ("num_workers", "victim"), [(2, 1), pytest.param(4, 2, marks=pytest.mark.long)]
+)
 def test_a_worker_1_5_times_as_slow_is_named_within_20_steps(num_workers, victim, tmp_path):
     every_workers_lines = run_workers(
         "straggler",

@@ -26,7 +26,12 @@ def one_worker(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("model", "num_workers"), [("functional", 2), ("functional", 4), ("subclassed", 2)]
+    ("model", "num_workers"),
+    [
+        ("functional", 2),
+        pytest.param("functional", 4, marks=pytest.mark.long),
+        pytest.param("subclassed", 2, marks=pytest.mark.long),
+    ],
 )
 def test_any_number_of_workers_gives_what_one_gives(model, num_workers, one_worker, tmp_path):
     workers = run_workers("user_program", num_workers, tmp_path, model=model, **EVEN)
@@ -47,6 +52,7 @@ def test_one_worker_learns_and_reports_every_image(one_worker):
     assert len(one_worker["functional"]["predictions"]) == EVEN["num_images"]
 
 
+@pytest.mark.long
 def test_short_and_empty_batches_count_every_image(tmp_path):
     # 193 = 6 * 32 + 1: the last batch has one image, so one of two workers has none.
     workers = run_workers(
