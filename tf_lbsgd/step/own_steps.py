@@ -29,19 +29,12 @@ from tf_lbsgd.step.totals import (
     times_samples,
 )
 
-MODELS = "the model's"  # the name of a step that no user wrote
-
 _running = threading.local()
 
 
 def is_own(step: Callable) -> bool:
     """Tells whether the user wrote a step."""
     return not (step.__module__ or "").startswith("tf_lbsgd.")
-
-
-def name(step: Callable) -> str:
-    """Returns the name of a user's step, or `MODELS`."""
-    return step.__qualname__ if is_own(step) else MODELS
 
 
 def running() -> "OwnStep | None":

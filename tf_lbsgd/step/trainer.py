@@ -110,7 +110,7 @@ class MultiWorkerTrainer(ChiefWrites, DividesData):
     _micro_batch_size: int | None = None
     _communication_options: tf.distribute.experimental.CommunicationOptions | None = None
     _stop_training = False
-    _averaged_metrics: dict[str, frozenset[int]]  # ids, as Keras would track variables
+    _averaged_metrics: dict[str, frozenset[int]]  # ids of variables, by the name of a step
 
     @property
     def stop_training(self) -> bool:
@@ -289,7 +289,7 @@ class MultiWorkerTrainer(ChiefWrites, DividesData):
             self,
             step,
             is_divided=self.distribute_strategy.num_replicas_in_sync > 1,
-            averaged_metrics=self._averaged_metrics.get(own_steps.name(step), frozenset()),
+            averaged_metrics=self._averaged_metrics.get(step.__qualname__, frozenset()),
             redraw=global_batches.rows_of_draws(data),
         )
         logs, totals = own.run(data, self._first_micro_batch(None, num_micro_batches=1))
@@ -307,7 +307,7 @@ class MultiWorkerTrainer(ChiefWrites, DividesData):
             training=training,
             loss_scale=self._loss_scale(),
             is_divided=self._is_divided,
-            averaged_metrics=self._averaged_metrics.get(own_steps.MODELS, frozenset()),
+            averaged_metrics=self._averaged_metrics.get(_step_of_model(training), frozenset()),
             redraw=global_batches.rows_of_draws(data) if draws_rows else None,
         )
 
@@ -557,7 +557,7 @@ class MultiWorkerTrainer(ChiefWrites, DividesData):
             return outputs
 
         def call(iterator: Any) -> Any:
-            is_checked = not self._is_divided or own_steps.name(step) in self._averaged_metrics
+            is_checked = not self._is_divided or step.__qualname__ in self._averaged_metrics
             if not isinstance(iterator, (tf.data.Iterator, tf.distribute.DistributedIterator)):
                 batch = next(iterator)  # train_on_batch passes a generator
                 is_whole = strategy.num_replicas_in_sync > 1
@@ -688,8 +688,9 @@ class MultiWorkerTrainer(ChiefWrites, DividesData):
         if variables:
             chosen = distribution.values_of_chief(strategy, [id(v) in averaged for v in variables])
             averaged = frozenset(id(v) for v, c in zip(variables, chosen, strict=True) if c)
-        self._averaged_metrics[own_steps.name(step)] = averaged
-        self._averaged_metrics.setdefault(own_steps.MODELS, averaged)  # which a step may call
+        self._averaged_metrics[step.__qualname__] = averaged
+        called = _step_of_model(training=step == self.train_step)  # perhaps, by a step of a user
+        self._averaged_metrics.setdefault(called, averaged)
 
     def _check_rows(self, step: Callable[[Any], Any], batch: Any) -> frozenset[int]:
         """Returns the ids of metric variables that are means."""
@@ -787,6 +788,12 @@ class DataParallelSequential(MultiWorkerTrainer, keras.Sequential):
 
     It takes what `keras.Sequential` takes: a list of layers.
     """
+
+
+def _step_of_model(training: bool) -> str:
+    """Returns the name of the step of a model that has no own one."""
+    step = MultiWorkerTrainer.train_step if training else MultiWorkerTrainer.test_step
+    return step.__qualname__
 
 
 class _StopTogether(keras.callbacks.Callback):
