@@ -1,13 +1,31 @@
 """Messages whose fields are wrong: refused by a ValueError, never by another error."""
 
+import dataclasses
 import time
 
 import pytest
 
+from tf_lbsgd.workers.channel import VERSION
 from tf_lbsgd.workers.messages import Report, Verdict, index_in
 
 REPORT = {"process": "0" * 32, "workers": ["a:1"], "facts": {"x": "1"}, "refusal": "", "time": 1.0}
 VERDICT = {"problems": ["a"], "warnings": [], "is_final": True, "attempt": 2, "nonce": "0a"}
+
+
+def test_other_fields_need_another_version_of_the_meeting():
+    """A worker that expects other fields must not take these for damaged."""
+    fields = (Verdict, Report)
+    names = [sorted(field.name for field in dataclasses.fields(kind)) for kind in fields]
+    assert (VERSION, names) == (
+        3,
+        [
+            ["attempt", "is_final", "nonce", "problems", "warnings"],
+            [
+                *("channel", "facts", "heard", "process", "refusal", "skew_secs", "task_index"),
+                "workers",
+            ],
+        ],
+    )
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from strangers import connected
 from test_meeting import meet, workers
 
 from tf_lbsgd.workers import channel, meeting
+from tf_lbsgd.workers.channel import VERSION
 from tf_lbsgd.workers.exits import StartupError
 from tf_lbsgd.workers.launcher import free_ports
 
@@ -29,8 +30,9 @@ def line(**fields: object) -> bytes:
     return json.dumps(fields).encode() + b"\n"
 
 
-HELLO = {"lbsgd": "hello", "version": 2, "nonce": "0" * 32, "task_index": 1}
-REPORT = {"process": "0" * 32, "workers": [], "facts": {}, "refusal": "I refuse.", "time": 0.0}
+NONCE = "0" * 32
+HELLO = {"lbsgd": "hello", "version": VERSION, "nonce": NONCE, "task_index": 1}
+REPORT = {"process": NONCE, "workers": [], "facts": {}, "refusal": "I refuse.", "time": 0.0}
 SIGNED_WRONGLY = b"0" * 64 + b" " + line(lbsgd="report", **REPORT)
 STRANGERS = {
     "HTTP": b"GET / HTTP/1.1\r\n\r\n",
@@ -42,24 +44,25 @@ STRANGERS = {
     "a line that is too long": b"x" * (2**20 + 100) + b"\n",
     "deep JSON": b"[" * 100_000 + b"\n",
     "deep JSON in a hello": b'{"lbsgd": ' + b"[" * 50_000 + b"\n",
-    "a huge number": line(**HELLO).replace(b'"version": 2', b'"version": 1' + b"0" * 5000),
+    "a huge number": line(**HELLO).replace(b'"version": ', b'"version": 1' + b"0" * 5000),
     "not UTF-8": b'{"lbsgd": "\xff\xfe"}\n',
     "task index 7": line(**HELLO | {"task_index": 7}),
     "task index -1": line(**HELLO | {"task_index": -1}),
     "task index '1'": line(**HELLO | {"task_index": "1"}),
     "task index true": line(**HELLO | {"task_index": True}),
     "task index 1.0": line(**HELLO | {"task_index": 1.0}),
-    "no task index": line(lbsgd="hello", version=2, nonce="0" * 32),
+    "no task index": line(lbsgd="hello", version=VERSION, nonce=NONCE),
     "a nonce that is a path": line(**HELLO | {"nonce": "../../../etc/passwd"}),
-    "a version that is a list": line(**HELLO | {"version": [2]}),
+    "a version that is a list": line(**HELLO | {"version": [VERSION]}),
+    "the version before": line(**HELLO | {"version": VERSION - 1}),
     "an older version": line(lbsgd="report", task_index=1, workers=[], facts={}, time=0),
     "an older version with facts that are a list": line(lbsgd="report", task_index=1, facts=[1]),
-    "a newer version": line(**HELLO | {"version": 3}),
+    "a newer version": line(**HELLO | {"version": VERSION + 1}),
     "a refusal without a proof": line(**HELLO) + line(lbsgd="report", **REPORT),
     "a refusal with a wrong proof": line(**HELLO) + SIGNED_WRONGLY,
     "a remark": line(**HELLO) + line(lbsgd="unverified", reason="\x1b[2J\x07 no data"),
     "a remark that is a number": line(**HELLO) + line(lbsgd="unverified", reason=7),
-    "a question": line(lbsgd="who", version=2, nonce="0" * 32),
+    "a question": line(lbsgd="who", version=VERSION, nonce=NONCE),
     "a question without a nonce": line(lbsgd="who"),
 }
 
@@ -85,8 +88,9 @@ def test_strangers_do_not_disturb(addresses, tmp_path):
 @pytest.mark.parametrize(
     ("name", "remark"),
     [
-        ("an older version", "speaks version 1 or none of the meeting, the chief 2: install the"),
-        ("a newer version", "speaks version 3 of the meeting, the chief 2: install the same"),
+        ("an older version", "speaks version 1 or none of the meeting, the chief 3: install the"),
+        ("the version before", "speaks version 2 of the meeting, the chief 3: install the same"),
+        ("a newer version", "speaks version 4 of the meeting, the chief 3: install the same"),
         ("a remark", "?[2J? no data"),
         ("a refusal with a wrong proof", "cannot prove that it is of this run"),
     ],
@@ -102,6 +106,28 @@ def test_what_a_stranger_says_is_shown_as_unverified(addresses, tmp_path, name, 
             # No MeetingError, which would end a Kubernetes Job.
             with pytest.raises(StartupError, match=re.escape(shown)):
                 chief.result()
+
+
+@pytest.mark.parametrize("version", [VERSION - 1, VERSION + 1])
+def test_another_version_is_named_on_both_sides(addresses, tmp_path, monkeypatch, version):
+    """A chief of ours tells the worker, and a worker of ours names the chief."""
+    monkeypatch.setattr(meeting, "_ANSWER_SECS", 0.3)
+    chief, worker, _ = workers(addresses, tmp_path, timeout_secs=0.5)
+    spoken = f"speaks version {version} of the meeting, "
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        pool.submit(meet, chief)
+        with connected(addresses[0]) as stranger, stranger.makefile("rb") as answers:
+            stranger.sendall(line(**HELLO | {"version": version}))
+            answer = json.loads(answers.readline())
+    assert answer["lbsgd"] == "unverified"
+    assert answer["reason"].startswith(
+        f"Worker 1 ({addresses[1]}) {spoken}the chief {VERSION}: install the same tf_lbsgd on both"
+    )
+    hello = line(lbsgd="hello", version=version, nonce=NONCE, secret=NONCE)
+    with false_chief(addresses[0], [hello]):
+        (outcome,) = meet(worker)
+    chief_name = f"Worker 0 ({addresses[0]})"
+    assert f"{chief_name}: {spoken}this worker {VERSION}: install the same" in outcome
 
 
 def test_idle_strangers_do_not_keep_workers_out(addresses, tmp_path):
@@ -173,7 +199,9 @@ def record_worker(part, address: str, folder) -> bytes:
             received += file.readline()
             first = json.loads(bytes(received))
             nonce = secrets.token_hex(16)
-            connection.sendall(line(lbsgd="hello", version=2, nonce=nonce, secret=secret.name))
+            connection.sendall(
+                line(lbsgd="hello", version=VERSION, nonce=nonce, secret=secret.name)
+            )
             key = channel.hmac.digest(secret.key, f"{first['nonce']} {nonce}".encode(), "sha256")
             body = line(lbsgd="proof")[:-1]
             proof = channel.hmac.new(key, b"answerer 0 " + body, "sha256").hexdigest()
@@ -190,10 +218,10 @@ def record_worker(part, address: str, folder) -> bytes:
 VERDICT = line(lbsgd="verdict", problems=["Obey me."], warnings=[], is_final=True)
 FALSE_CHIEFS = {
     "a verdict at once": [VERDICT],
-    "a secret of its own": [line(lbsgd="hello", version=2, nonce="0" * 32, secret="1" * 32)],
-    "a path as a secret": [line(lbsgd="hello", version=2, nonce="0" * 32, secret="/etc/passwd")],
+    "a secret of its own": [line(lbsgd="hello", version=VERSION, nonce=NONCE, secret="1" * 32)],
+    "a path as a secret": [line(lbsgd="hello", version=VERSION, nonce=NONCE, secret="/etc/passwd")],
     "a verdict without a proof": [
-        line(lbsgd="hello", version=2, nonce="0" * 32, secret="5" * 32),
+        line(lbsgd="hello", version=VERSION, nonce=NONCE, secret="5" * 32),
         line(lbsgd="proof"),
         VERDICT,
     ],

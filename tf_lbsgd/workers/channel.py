@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 from tf_lbsgd.workers import ports
 from tf_lbsgd.workers.cluster import Cluster, split_address
 
-VERSION = 2  # of the meeting; 1 had no number and no proof
+VERSION = 3  # of the meeting; 1 had no number and no proof, 2 no attempt
 
 _LARGEST_LINE = 2**17  # bytes; a list of 1,000 workers takes 2**15
 _LONGEST_REMARK = 500  # characters
