@@ -116,6 +116,37 @@ def test_restarts_without_progress_back_off_and_end(folder, no_delays, capfd):
     assert_nobody_is_left(folder)
 
 
+@pytest.mark.parametrize(
+    ("script", "suspect"),
+    [
+        ("if index == 1: raise ZeroDivisionError\nlose_peer()", 1),
+        ("if index == 1: os.kill(os.getpid(), signal.SIGKILL)\nlose_peer()", 1),
+        ("if index == attempt % 2: raise ZeroDivisionError\nlose_peer()", None),
+        ("raise ZeroDivisionError('an error of the program')", None),
+        ("if index == 1: raise ZeroDivisionError\nsave(attempt)\nlose_peer()", None),
+    ],
+    ids=["it raises", "it is killed", "another each time", "all of them", "with progress"],
+)
+def test_a_worker_that_fails_first_again_and_again_is_named(
+    folder, no_delays, capfd, script, suspect
+):
+    with pytest.raises(WorkerFailedError):
+        supervise(folder, f"if attempt == 4: sys.exit({MISCONFIGURED})\n{script}", max_restarts=2)
+    errors = capfd.readouterr().err
+    assert ("Likely cause: " in errors) == (suspect is not None)
+    if suspect is not None:
+        said = f"Likely cause: worker {suspect}. It failed first in each of the last 3 attempts, "
+        assert said in errors
+        assert f"Its log is {folder.log(suspect)}. " in errors
+        assert said in folder.supervisor_log.read_text()
+
+
+def test_one_worker_is_no_suspect_of_itself(folder, no_delays, capfd):
+    with pytest.raises(WorkerFailedError):
+        supervise(folder, "sys.exit(1)", max_restarts=3, num_workers=1)
+    assert "Likely cause" not in capfd.readouterr().err
+
+
 def test_progress_of_another_run_in_the_folder_does_not_count(folder, no_delays, capfd):
     with Attempt.begin(folder.path), pytest.raises(WorkerFailedError):
         supervise(folder, "save(attempt)\nsys.exit(1)", max_restarts=1)

@@ -50,12 +50,15 @@ class WorkerFailedError(RuntimeError):
         status: Its exit status. A negative value is the signal that ended it. None means that it
             was stuck.
         is_due_to_notice: Whether this is how a worker ends that was told to end.
+        is_of_one: Whether one of several workers failed, and the others only because of it.
     """
 
     def __init__(self, first: Ending, others: Sequence[Ending]) -> None:
         self.first = first
         self.status = first.status
         self.is_due_to_notice = first.status in _AFTER_NOTICE
+        causes = [other.cause for other in others]
+        self.is_of_one = bool(causes) and first.cause < min(Cause.LOST_PEER, *causes)
         words = "\n".join(f"  | {line}" for line in first.last_words())
         lines = [f"{first.describe()}. The end of {first.log}:", words]
         lines += [f"Then: {other.describe()}." for other in others if other.status]

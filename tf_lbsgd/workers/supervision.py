@@ -2,13 +2,14 @@
 
 They continue from the newest complete checkpoint. A run may fail any number of times as long as it
 makes progress in between. A run that fails at the same place again and again is ended, since
-another restart would fail as well. What counts as progress depends on what the workers run.
+another restart would fail as well. What counts as progress depends on what the workers run. If the
+same worker failed first each time, it is named as the likely cause.
 """
 
 import datetime
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -21,6 +22,7 @@ from tf_lbsgd.workers.preemption import PreemptionNotice
 _LONGEST_DELAY_SECS = 60.0
 _POLL_SECS = 0.1
 _LONG_ATTEMPT_SECS = 600.0
+_SUSPICIOUS_FAILURES = 3
 # Of Keras, TensorFlow and this package. Logs and event files grow without any progress.
 _CHECKPOINT_SUFFIXES = (".ckpt", ".h5", ".index", ".keras", ".npz")
 
@@ -177,7 +179,8 @@ def supervise(
         ValueError: The run folder was removed while its run was under way. Another attempt would
             begin a new run at step 0.
     """
-    restarts, restarts_without_progress = 0, 0
+    restarts = 0
+    failures: list[WorkerFailedError] = []  # since the last progress
     while True:
         progress.begin_attempt()
         try:
@@ -187,26 +190,54 @@ def supervise(
         except WorkerFailedError as failure:
             progress.check_folder(failure)
             if progress.is_made():
-                restarts_without_progress = 0
+                failures.clear()
+            failures.append(failure)
+            restarts_without_progress = len(failures) - 1
             is_told = notice.received and failure.is_due_to_notice
             ending = _ending_after_notice(failure, progress) if is_told else str(failure)
             _report(run_folder, ending)
             is_final = failure.status in final_statuses or notice.received
             if is_final or restarts_without_progress >= max_restarts:
+                if not is_final and (suspect := _suspect(failures)):
+                    _report(run_folder, suspect)
                 raise
             delay_secs = min(2.0**restarts_without_progress, _LONGEST_DELAY_SECS)
             restarts += 1
-            restarts_without_progress += 1
             _report(
                 run_folder,
                 f"Restart {restarts} in {delay_secs:.0f} s{progress.describe()} "
-                f"({restarts_without_progress} of {max_restarts} without progress).",
+                f"({restarts_without_progress + 1} of {max_restarts} without progress).",
             )
             _sleep(delay_secs, notice)
             if notice.received:
                 raise
     if restarts:
         _report(run_folder, f"Done after {restarts} restarts; see {run_folder.supervisor_log}")
+
+
+def _suspect(failures: Sequence[WorkerFailedError]) -> str:
+    """Names a worker that failed first again and again.
+
+    It returns nothing if several workers failed at once, as in a program with an error.
+
+    Args:
+        failures: Failures without progress in between, oldest first.
+    """
+    count = 0
+    for failure in reversed(failures):
+        if not failure.is_of_one or failure.first.task_index != failures[-1].first.task_index:
+            break
+        count += 1
+    if count < _SUSPICIOUS_FAILURES:
+        return ""
+    worker = f"worker {failures[-1].first.task_index}"
+    return (
+        f"Likely cause: {worker}. It failed first in each of the last {count} attempts, without "
+        "progress in between, and the other workers only lost it. Look for what it does not share "
+        f"with them: its GPU, its part of the data, its memory. Its log is "
+        f"{failures[-1].first.log}. To leave out a GPU, name the others in CUDA_VISIBLE_DEVICES. A "
+        "run of `train` goes on with fewer workers too."
+    )
 
 
 def _ending_after_notice(failure: WorkerFailedError, progress: Progress) -> str:
