@@ -75,6 +75,68 @@ def test_reads_a_run_folder_that_is_under_way(tmp_path):
     assert report.read_record(run_folder.path).error == 33.0
 
 
+def run_that_changed(path):
+    """A run of three attempts with other data and other code."""
+    run_folder = RunFolder(path)
+    run_folder.claim(LARGE)
+    facts = {"training data": "a" * 64, "code of tf_lbsgd": "b" * 64, "keras": "3.14.0"}
+    run_folder.append_facts(facts, 0, [])
+    changed = {
+        **{"training data": "c" * 64, "code of tf_lbsgd": "d" * 64, "keras": "3.15.1"},
+        "--audit_data": "False",  # not recorded before
+    }
+    run_folder.append_facts(changed, 20, ["The training data: other contents <in> 1 file."])
+    run_folder.append_facts({**changed, "--audit_data": "True"}, 30, [])
+    for epoch, attempt in zip(record(LARGE, 0, [30.0, 20.0, 10.0]).metrics, (0, 1, 3), strict=True):
+        run_folder.append_metrics({**epoch, "attempt": attempt} if attempt else epoch)
+    (path / "attempt-4").mkdir()
+    return run_folder
+
+
+def test_what_changed_in_a_run_is_shown(tmp_path):
+    run = report.read_record(run_that_changed(tmp_path / "run").path)
+    assert run.changes == [
+        "The run took 4 attempts. Recorded: epoch 1 by an older version, epoch 2 by attempt 1, "
+        "epoch 3 by attempt 3.",
+        "From step 20 on: the user accepted other data. The training data: other contents <in> 1 "
+        "file.",
+        "From step 20 on: code of tf_lbsgd: changed.",
+        "From step 20 on: keras: 3.15.1 in place of 3.14.0.",
+        "From step 20 on: training data: changed.",
+        "From step 30 on: --audit_data: True in place of False.",
+    ]
+    report.write_record(run, tmp_path / "run.json")
+    assert report.read_record(tmp_path / "run.json") == run
+    cells = report.group_into_cells([run, record(LARGE, 1, [30.0, 20.0, 10.0])])
+    assert report.changes_of_runs(cells) == [("resnet8, seed 0", text) for text in run.changes]
+    page = report.write_report(cells, tmp_path / "page", "changed").read_text()
+    assert "What changed while the runs were under way" in page
+    assert "<td>resnet8, seed 0</td><td>From step 20 on: keras: 3.15.1 in place of" in page
+    assert "other contents &lt;in&gt; 1 file." in page
+
+
+def test_a_run_in_one_attempt_has_no_changes(tmp_path):
+    run_folder = RunFolder(tmp_path / "run")
+    run_folder.claim(LARGE)
+    run_folder.append_facts({"keras": "3.15.1"}, 0, [])
+    run_folder.append_metrics({**record(LARGE, 0, [33.0]).metrics[0], "attempt": 1})
+    (run_folder.path / "attempt-1").mkdir()
+    run = report.read_record(run_folder.path)
+    assert run.changes == []
+    page = report.write_report(report.group_into_cells([run]), tmp_path / "page", "unchanged")
+    assert "What changed" not in page.read_text()
+
+
+def test_what_is_not_known_of_an_older_run_is_said(tmp_path):
+    run_folder = RunFolder(tmp_path / "run")
+    run_folder.claim(LARGE)
+    run_folder.append_facts({"keras": "3.15.1"}, 35, [])
+    run_folder.append_metrics({**record(LARGE, 0, [33.0]).metrics[0], "attempt": "1"})
+    assert report.read_record(run_folder.path).changes == [
+        "Data, code and versions before step 35 were not recorded."
+    ]
+
+
 def test_page_holds_its_figures_and_every_cell(tmp_path):
     runs = [record(r, s, [30.0, 20.0 + s]) for s in (0, 1) for r in (BASELINE, LARGE)]
     page = report.write_report(report.group_into_cells(runs), tmp_path, "Warmup <or> not")

@@ -22,9 +22,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from tf_lbsgd.run import history
 from tf_lbsgd.run.fields import is_number, refusal, require
 from tf_lbsgd.run.files import check_object, local_path, read_object, refuse_bad_paths, replace_file
 from tf_lbsgd.run.folder import RunFolder, reported_error
+from tf_lbsgd.workers import lease
 
 _RECORD_KINDS = {"recipe": (dict,), "metrics": (list,)}
 # The table and the curves need them.
@@ -49,11 +51,13 @@ class RunRecord:
             can be read when a field no longer exists.
         metrics: One object per epoch, at least one, as in `metrics.jsonl`.
         made_by: Commit, versions and machine, where known.
+        changes: What changed while the run was under way, in sentences.
     """
 
     recipe: dict[str, Any]
     metrics: list[dict[str, Any]]
     made_by: dict[str, Any] = dataclasses.field(default_factory=dict)
+    changes: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def error(self) -> float:
@@ -141,7 +145,11 @@ def read_record(path: str | os.PathLike[str]) -> RunRecord:
         record = _read_file(path)
     else:
         run_folder = RunFolder(path)
-        record = RunRecord(run_folder.read_recipe().to_json(), run_folder.read_metrics())
+        record = RunRecord(
+            run_folder.read_recipe().to_json(),
+            run_folder.read_metrics(),
+            changes=history.changes_in(run_folder, lease.newest_attempt(path)),
+        )
     if not record.metrics:
         raise refusal(
             "Nothing to report yet.",
@@ -157,6 +165,7 @@ def read_record(path: str | os.PathLike[str]) -> RunRecord:
 
 def _read_file(path: Path) -> RunRecord:
     value = read_object(path, _RECORD_KINDS)
+    check_object({"changes": [], **value}, {"changes": (list,)}, str(path))
     names = [field.name for field in dataclasses.fields(RunRecord)]
     if not value.keys() <= set(names) or "model" not in value["recipe"]:
         raise refusal(
@@ -226,6 +235,20 @@ def table_rows(cells: Sequence[Cell]) -> Sequence[tuple[str, ...]]:
             )
         )
     return rows
+
+
+def changes_of_runs(cells: Sequence[Cell]) -> list[tuple[str, str]]:
+    """Returns what changed while runs were under way.
+
+    Returns:
+        Pairs of the run's name and a sentence. Runs that were never interrupted have none.
+    """
+    return [
+        (f"{cell.label}, seed {run.recipe.get('seed')}", str(text))
+        for cell in cells
+        for run in cell.runs
+        for text in run.changes
+    ]
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
@@ -319,6 +342,7 @@ def write_report(cells: Sequence[Cell], output: str | os.PathLike[str], title: s
             title=html.escape(title),
             table=_html_table(table_rows(cells)),
             figures="\n".join(sections),
+            changes=_html_of_changes(changes_of_runs(cells)),
         )
     )
     return page
@@ -368,6 +392,13 @@ def _html_table(rows: Sequence[Sequence[str]]) -> str:
     return "<table>\n" + "\n".join(lines) + "\n</table>"
 
 
+def _html_of_changes(changes: Sequence[tuple[str, str]]) -> str:
+    if not changes:
+        return ""
+    title = "<h2>What changed while the runs were under way</h2>"
+    return f'{title}\n<div class="changes">{_html_table([("run", "change"), *changes])}</div>'
+
+
 _PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -377,7 +408,7 @@ _PAGE = """<!doctype html>
 body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 64rem; }}
 table {{ border-collapse: collapse; margin: 1rem 0; }}
 th, td {{ border-bottom: 1px solid #ccc; padding: .3rem .8rem; text-align: right; }}
-th:first-child, td:first-child {{ text-align: left; }}
+th:first-child, td:first-child, .changes th, .changes td {{ text-align: left; }}
 img {{ max-width: 100%; margin: .5rem 0; }}
 </style>
 <h1>{title}</h1>
@@ -385,5 +416,6 @@ img {{ max-width: 100%; margin: .5rem 0; }}
 deviation over runs that differ in the seed alone.</p>
 {table}
 {figures}
+{changes}
 </html>
 """

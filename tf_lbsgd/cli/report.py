@@ -4,7 +4,8 @@
 
 The page is self-contained. The plots are also written as PNG files, and a table is printed. Runs
 whose recipes differ only in the seed are shown together, as a mean and a standard deviation. A run
-does not have to be complete.
+does not have to be complete. If anything changed while a run was under way, that is listed too: its
+attempts, and changed data, code, versions and options.
 """
 
 from absl import flags
@@ -33,6 +34,8 @@ def main(argv: list[str]) -> None:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)))
+    for name, change in report.changes_of_runs(cells):
+        print(f"{name}: {change}")
     print(f"Page: {page}")
 
 
