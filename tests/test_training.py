@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -250,6 +251,47 @@ def test_a_run_whose_folder_is_removed_ends_and_makes_no_other(growing, tmp_path
     with pytest.raises(ValueError, match=r"run folder was removed while"):
         run(GROWING, folder)
     assert not folder.exists()
+
+
+# ----------------------------------------------------------------------------- slow disks
+
+
+def test_steps_go_on_while_a_checkpoint_is_written_and_do_not_change_it(
+    growing, tmp_path, monkeypatch
+):
+    """The write of step 9 lasts until step 11 is done."""
+    folder, save = copy_until(growing, tmp_path / "resumed", 8), checkpoints.save_checkpoint
+    is_step_11_done, seen = threading.Event(), []
+    count, append = training.TrainingPosition.on_train_batch_end, RunFolder.append_metrics
+
+    def count_and_note(position, batch, logs=None):
+        count(position, batch, logs)
+        if position.step == 11:
+            seen.append(RunFolder(folder).newest_checkpoint_step())
+            is_step_11_done.set()
+
+    def save_slowly(*arguments):
+        assert threading.current_thread() is not threading.main_thread()
+        assert is_step_11_done.wait(60)
+        save(*arguments)
+
+    def append_and_note(run_folder, metrics):
+        seen.append(run_folder.newest_checkpoint_step())
+        append(run_folder, metrics)
+
+    monkeypatch.setattr(training.TrainingPosition, "on_train_batch_end", count_and_note)
+    monkeypatch.setattr(checkpoints, "save_checkpoint", save_slowly)
+    monkeypatch.setattr(RunFolder, "append_metrics", append_and_note)
+    run(GROWING, folder, RunOptions(checkpoint_every_steps=3, keep_checkpoints=100))
+
+    assert seen == [8, 12, 15, 16]  # an epoch is recorded when it is saved
+    saved, expected = (
+        {c.step: c for c in checkpoints.load_all_checkpoints(path / "checkpoints")}
+        for path in (folder, growing)
+    )
+    assert sorted(saved)[-4:] == [9, 12, 15, 16]
+    for step in (9, 12, 15, 16):
+        assert_states_agree(*(c[step].select("model/", "optimizer/") for c in (saved, expected)))
 
 
 # ----------------------------------------------------------------------------- averaged weights

@@ -245,6 +245,14 @@ def metric_variables(model: keras.Model) -> dict[str, Any]:
     return _by_name("metrics", model.metrics_variables)
 
 
+def host_copy(variables: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Returns the values of variables, by name.
+
+    The arrays share no memory with the variables, so they stay as they are.
+    """
+    return {name: variable.numpy() for name, variable in variables.items()}
+
+
 def assign_arrays(variables: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
     """Assigns every array to the variable of the same name.
 

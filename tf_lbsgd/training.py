@@ -39,6 +39,7 @@ from tf_lbsgd.preparation import (
     has_lost_checkpoints,
     lost_checkpoints,
 )
+from tf_lbsgd.run.background import BackgroundTask
 from tf_lbsgd.run.folder import RunFolder, reported_error, reported_noise_scale
 from tf_lbsgd.run.plan import Plan
 from tf_lbsgd.step.audit import AuditedModel, AuditLog
@@ -175,11 +176,12 @@ def train(
             print(sentence, flush=True)
         checkpoints.clean(run_folder.checkpoints, position.step, run_folder.staging)
         run_folder.keep_metrics_before(position.epoch)
-    callbacks = create_callbacks(prepared, position, restored, notice, watchdog)
     try:
-        if not is_evaluated:
-            finish_epoch(model, strategy, prepared, position, callbacks, restored)
-        fit(model, strategy, prepared, position, callbacks)
+        with BackgroundTask() as writing:
+            callbacks = create_callbacks(prepared, position, restored, notice, watchdog, writing)
+            if not is_evaluated:
+                finish_epoch(model, strategy, prepared, position, callbacks, restored)
+            fit(model, strategy, prepared, position, callbacks)
     except tf.errors.InvalidArgumentError as error:
         raise unreadable_images(prepared, position) or error from error
     except RunStoppedError:
@@ -268,6 +270,7 @@ def create_callbacks(
     restored: checkpoints.Checkpoint,
     notice: PreemptionNotice,
     watchdog: Watchdog,
+    writing: BackgroundTask,
 ) -> list[keras.callbacks.Callback]:
     """Makes the callbacks of a worker.
 
@@ -283,19 +286,24 @@ def create_callbacks(
             options.non_finite, max_skipped_steps=options.max_skipped_steps, position=position
         ),
         *([WeightAveraging()] if prepared.plan.recipe.ema_momentum else []),
-        *(callbacks_of_chief(prepared, position, restored) if prepared.cluster.is_chief else []),
+        *callbacks_of_chief(prepared, position, restored, writing),
         PreemptionStop(notice, position),  # last: ends the run when the step is saved
     ]
 
 
 def callbacks_of_chief(
-    prepared: PreparedRun, position: TrainingPosition, restored: checkpoints.Checkpoint
+    prepared: PreparedRun,
+    position: TrainingPosition,
+    restored: checkpoints.Checkpoint,
+    writing: BackgroundTask,
 ) -> list[keras.callbacks.Callback]:
     """Makes the callbacks that only the chief has.
 
     They show progress, record metrics and save checkpoints. They are in the order in which they
-    must be called.
+    must be called. The other workers have none of them.
     """
+    if not prepared.cluster.is_chief:
+        return []
     recipe, run_folder, options = prepared.plan.recipe, prepared.run_folder, prepared.options
     num_workers, so_far = prepared.cluster.num_workers, restored.epoch_so_far
     noise = GradientNoiseScale(position, so_far.get("gradient_noise"))
@@ -312,7 +320,9 @@ def callbacks_of_chief(
         CheckpointWriter(  # also saves the sums of the recorder and the noise so far
             run_folder,
             position,
+            writing,
             every_steps=options.checkpoint_every_steps,
+            every_secs=options.checkpoint_every_secs,
             keep=options.keep_checkpoints,
             recipe_digest=recipe.digest(),
             epoch_so_far=lambda: {

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import threading
+import time
 
 import keras
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 import tf_lbsgd as lbsgd
+from tf_lbsgd import checkpoints
 from tf_lbsgd.callbacks.fit_position import FitPosition
 from tf_lbsgd.workers.exits import PREEMPTED
 
@@ -93,6 +96,41 @@ def test_a_second_fit_needs_another_checkpoint(tmp_path):
     ]
     with pytest.raises(ValueError, match="another ExactCheckpoint for another `fit`"):
         fit(model, resume)
+
+
+def test_fit_goes_on_while_a_slow_disk_writes_and_ends_when_it_is_done(tmp_path, monkeypatch):
+    save, threads, histories = checkpoints.save_checkpoint, [], []
+
+    def save_slowly(folder, checkpoint, keep):
+        threads.append(threading.current_thread())
+        time.sleep(0.3)
+        histories.append(list(checkpoint.epoch_so_far["history"]))
+        save(folder, checkpoint, keep)
+
+    monkeypatch.setattr(checkpoints, "save_checkpoint", save_slowly)
+    fit(create_model(), lbsgd.callbacks.ExactCheckpoint(tmp_path), epochs=2)
+    assert threading.main_thread() not in threads
+    assert [len(history) for history in histories] == [1, 2]
+    assert [c.step for c in checkpoints.load_all_checkpoints(tmp_path / "checkpoints")] == [3, 6]
+
+
+def test_a_write_that_fails_ends_fit_at_the_next_step(tmp_path, monkeypatch):
+    threads, steps = [], []
+
+    def fail(*_):
+        threads.append(threading.current_thread())
+        raise OSError("disk full")
+
+    def begin_step(*_):
+        steps.append(1)
+        for thread in threads:
+            thread.join()
+
+    monkeypatch.setattr(checkpoints, "save_checkpoint", fail)
+    count = keras.callbacks.LambdaCallback(on_train_batch_begin=begin_step)
+    with pytest.raises(OSError, match="disk full"):
+        fit(create_model(), count, lbsgd.callbacks.ExactCheckpoint(tmp_path), epochs=3)
+    assert len(steps) == 3 + 1
 
 
 def test_all_callbacks_may_report_to_one_position():

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from tf_lbsgd import checkpoints, distribution, private_api
 from tf_lbsgd.callbacks.fit_position import StepCallback
+from tf_lbsgd.run.background import BackgroundTask
 from tf_lbsgd.run.fields import refusal, require
 from tf_lbsgd.run.files import local_path
 
@@ -37,7 +38,10 @@ class ExactCheckpoint(StepCallback):
     their calls for these batches, with the metrics of the saved step.
 
     This callback comes after those that change the training, such as ReduceLROnPlateau, and before
-    `PreemptionStop`. The chief writes, and all workers read, so `run_dir` must be shared by all.
+    `PreemptionStop`. The chief writes, and all workers read, so `run_dir` must be shared by all. A
+    step waits only until the state is copied. Another thread writes the copy while the next steps
+    run. An error of that thread is raised after the next step. `fit` returns, and a preempted `fit`
+    ends, when the checkpoint is on the disk.
 
     Args:
         run_dir: Folder of the run. The files are in its folder checkpoints.
@@ -73,6 +77,7 @@ class ExactCheckpoint(StepCallback):
         self._folder: Path = local_path(run_dir, "run_dir") / "checkpoints"
         self._every_steps = every_steps
         self._keep = keep
+        self._writing = BackgroundTask()
         self._state_of = list(state_of)
         self._data: _ObservedData | None = None
         self._history: list[dict[str, float]] = []
@@ -162,9 +167,13 @@ class ExactCheckpoint(StepCallback):
     def after_step(self, batch: int, logs: dict[str, Any] | None) -> None:
         """Saves if the step is due, or the last one."""
         self._last_batch = batch
+        self._writing.check()
         is_due = self._every_steps and self.position.step % self._every_steps == 0
-        if is_due or self.model.step_record.report().stop_requested.any():
+        is_stopping = self._is_stopping()
+        if is_due or is_stopping:
             self._save_in_epoch(self._metric_arrays())
+        if is_stopping:
+            self._writing.wait()
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Keeps the metrics of the training, which Keras resets."""
@@ -172,8 +181,9 @@ class ExactCheckpoint(StepCallback):
 
     def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Saves if an evaluation is interrupted."""
-        if self.model.step_record.report().stop_requested.any() and self._metrics is not None:
+        if self._is_stopping() and self._metrics is not None:
             self._save_in_epoch(self._metrics)
+            self._writing.wait()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Saves the end of an epoch, with its logs."""
@@ -187,7 +197,8 @@ class ExactCheckpoint(StepCallback):
         self._save(epoch + 1, 0, {}, batch_crc=None)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Restores the history of a run that was complete."""
+        """Waits for the write, and restores a complete run's history."""
+        self._writing.wait()
         private_api.set_initial_epoch(self.model, None)
         if self._restored.step:
             self._restore_callbacks(self._restored.epoch_so_far)
@@ -285,6 +296,9 @@ class ExactCheckpoint(StepCallback):
                 "deterministic options",
             )
 
+    def _is_stopping(self) -> bool:
+        return bool(self.model.step_record.report().stop_requested.any())
+
     def _save_in_epoch(self, metrics: dict[str, np.ndarray]) -> None:
         if self._data is not None:
             position = self.position
@@ -301,6 +315,7 @@ class ExactCheckpoint(StepCallback):
         self.position.saved_step = self.position.step
         if not self.is_chief:
             return
+        self._writing.wait()  # before the copy, so that the memory holds one
         variables = {
             **checkpoints.state_variables(self.model),
             **checkpoints.step_count_variables(self.model),
@@ -309,19 +324,17 @@ class ExactCheckpoint(StepCallback):
             "epoch": epoch,
             "step_in_epoch": step_in_epoch,
             "batch_crc": batch_crc,
-            "history": self._history,
+            "history": list(self._history),
             "callbacks": [_numbers(vars(callback)) for callback in self._state_of],
         }
-        arrays = {name: variable.numpy() for name, variable in variables.items()}
-        checkpoints.save_checkpoint(
-            self._folder,
-            checkpoints.Checkpoint(self.position.step, {**arrays, **metrics}, _DIGEST, so_far),
-            self._keep,
+        arrays = {**checkpoints.host_copy(variables), **metrics}
+        checkpoint = checkpoints.Checkpoint(self.position.step, arrays, _DIGEST, so_far)
+        self._writing.start(
+            lambda: checkpoints.save_checkpoint(self._folder, checkpoint, self._keep)
         )
 
     def _metric_arrays(self) -> dict[str, np.ndarray]:
-        variables = checkpoints.metric_variables(self.model)
-        return {name: variable.numpy() for name, variable in variables.items()}
+        return checkpoints.host_copy(checkpoints.metric_variables(self.model))
 
 
 class _ObservedData:

@@ -46,6 +46,14 @@ class RunOptions:
         default=None,
         is_optional=True,
     )
+    checkpoint_every_secs: float | None = setting(
+        fields.positive_number(),
+        "Seconds between checkpoints in an epoch, by the clock of worker 0. The first step that "
+        "ends after this time is saved. With --checkpoint_every_steps too, whichever is due first "
+        "counts. Unset: the time does not count.",
+        default=None,
+        is_optional=True,
+    )
     keep_checkpoints: int = setting(
         fields.integer(1),
         "Number of newest checkpoints to keep, in addition to the best one.",

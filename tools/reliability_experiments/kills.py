@@ -22,6 +22,7 @@ from tf_lbsgd.run.plan import Plan
 from tf_lbsgd.step import audit
 
 KILLS_A_RUN = 5
+STEPS_DURING_A_WRITE = 2  # of 0.1 s, on a disk that is shared with others
 LONGEST_RECOVERY_SECS = 60
 
 
@@ -53,7 +54,8 @@ class Tally:
             f"{self.inexact_epochs} inexact epochs",
             self.identical == self.kills
             and longest <= LONGEST_RECOVERY_SECS
-            and most <= CHECKPOINT_EVERY_STEPS + 1  # the step under way is entered again
+            # The step under way is entered again, and a few that ran during the last write.
+            and most <= CHECKPOINT_EVERY_STEPS + 1 + STEPS_DURING_A_WRITE
             and self.inexact_epochs == 0,
         )
 
@@ -104,8 +106,8 @@ def inexact_epochs(run_dir: Path) -> int:
 
 
 EXPERIMENT = Experiment(
-    "50 SIGKILLs: all identical; at most one checkpoint interval recomputed, first new step "
-    "after at most 60 s; every epoch exact",
+    "50 SIGKILLs: all identical; at most one checkpoint interval and the steps of one write "
+    "recomputed, first new step after at most 60 s; every epoch exact",
     50,
     measure,
 )
