@@ -173,6 +173,7 @@ def _read_file(path: Path) -> RunRecord:
             f"{path}, an object of {sorted(value)}",
             f"a JSON object of {', '.join(names)}, whose recipe names a model",
         )
+    check_object(value["recipe"], {"model": (str,)}, f"the recipe of {path}")
     return RunRecord(**value)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import time
 from pathlib import Path
 
@@ -195,6 +196,7 @@ CASES = {
             ("a link to nothing", "PLACE/broken", ("PLACE/broken is a link to nothing",)),
             ("not UTF-8", "PLACE/\udcff", ("UTF-8",)),
             ("of an unknown user", "~nosuchuser/run", ("~nosuchuser/run",)),
+            ("blank", " ", ("run_dir=' '", "not blank")),
             ("a bucket", "gs://bucket/run", ("gs://bucket/run", "all workers share")),
             ("a URL", "file:///tmp/run", ("file:///tmp/run", "all workers share")),
         )
@@ -205,6 +207,7 @@ CASES = {
         )
         for what, folder, words in (
             ("recipe.json is a folder", "recipe_is_folder", "recipe.json is a folder"),
+            ("recipe.json is a pipe", "recipe_is_pipe", "recipe.json is a pipe"),
             ("recipe.json is deep", "recipe_is_deep", "Expected: JSON"),
             ("recipe.json is binary", "recipe_is_binary", "Expected: JSON"),
             ("recipe.json is a list", "recipe_is_list", "a JSON object"),
@@ -251,6 +254,10 @@ CASES = {
             ("no JSON", "file", "Expected: JSON"),
             ("a link to itself", "loop", "PLACE/loop"),
             ("a run of lists", "metrics_are_lists", "a JSON object"),
+            ("a run whose recipe is a pipe", "recipe_is_pipe", "recipe.json Received: a pipe"),
+            ("a run whose metrics are a pipe", "metrics_are_pipe", "jsonl Received: a pipe"),
+            ("a model that is no name", "model.json", "model Received: an object Expected: str"),
+            ("changes that are no list", "changes.json", "changes Received: 7 Expected: list"),
             ("nothing there", "absent", "No run"),
         )
     },
@@ -262,6 +269,7 @@ CASES = {
             ("a file", "PLACE/file"),
             ("a link to itself", "PLACE/loop"),
             ("a bucket", "gs://b/r"),
+            ("blank", ""),
         )
     },
     # Flags.
@@ -335,6 +343,9 @@ CASES = {
     "launch: run_dir of a command is a file": Case(
         "launch", ("--run_dir=PLACE/file", "--", "ls"), ("PLACE/file is a file",)
     ),
+    "launch: run_dir of a command is blank": Case(
+        "launch", ("--run_dir=", "--", "ls"), ("run_dir=''", "not blank")
+    ),
     "launch: launcher flags after --": Case(
         "launch", ("--", *RUN, "--num_workers=2"), ("'num_workers'",)
     ),
@@ -385,6 +396,11 @@ def write_odd_runs(place: Path, recipe: bytes) -> None:
         "log_is_folder": {"recipe.json": recipe, "logs/worker-0.log": None},
         "tensorboard_is_file": {"recipe.json": recipe, "tensorboard": b""},
     }
+    for run_dir, pipe in (("recipe_is_pipe", "recipe.json"), ("metrics_are_pipe", "metrics.jsonl")):
+        (place / run_dir).mkdir()
+        (place / run_dir / "recipe.json").write_bytes(recipe)
+        (place / run_dir / pipe).unlink(missing_ok=True)
+        os.mkfifo(place / run_dir / pipe)
     for run_dir, files in runs.items():
         for name, content in files.items():
             path = place / run_dir / name
@@ -405,6 +421,8 @@ def write_odd_records(place: Path, recipe: dict) -> None:
         "text": [{**epoch, "learning_rate": "0.1"}],
     }
     records = {name: {"recipe": recipe, "metrics": value} for name, value in metrics.items()}
+    records["model"] = {"recipe": {**recipe, "model": {}}, "metrics": [epoch]}
+    records["changes"] = {"recipe": recipe, "metrics": [epoch], "changes": 7}
     for name, record in {**records, "list": [], "object": {}}.items():
         (place / f"{name}.json").write_text(json.dumps(record))
 

@@ -53,6 +53,7 @@ def test_a_function_in_the_working_folder_is_found(module):
         ("import a_module_that_is_nowhere\n", "tiny", "a_module_that_is_nowhere"),
         ("def tiny(:\n", "tiny", "SyntaxError"),
         ("raise RuntimeError('no licence')\n", "tiny", "RuntimeError: no licence"),
+        ("raise SystemExit(0)\n", "tiny", "SystemExit: 0"),
     ],
 )
 def test_what_cannot_be_loaded_is_refused_with_the_reason(module, tmp_path, source, function, said):
@@ -60,6 +61,30 @@ def test_what_cannot_be_loaded_is_refused_with_the_reason(module, tmp_path, sour
     with pytest.raises(ValueError, match=rf"(?s){module}.*Received: .*Expected: ") as refusal:
         load_user_function(f"{module}:{function}")
     assert said in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("def tiny(size): return size\n", "missing a required argument: 'size'"),
+        ("def tiny(*, seed): return seed\n", "got an unexpected keyword argument"),
+        ("def tiny(*, seed, dtype): raise SystemExit\n", "SystemExit(None)"),
+        ("import sys\ndef tiny(*, seed, dtype): sys.exit(0)\n", "SystemExit(0)"),
+    ],
+)
+def test_a_function_that_cannot_be_called_so_is_refused(module, tmp_path, source, said):
+    """A run that ends with status 0 before its first step would count as done."""
+    (tmp_path / f"{module}.py").write_text(source)
+    function = load_user_function(f"{module}:tiny")
+    with pytest.raises(ValueError, match=rf"{module}:tiny .*Received: .*Expected: ") as refusal:
+        function(seed=1, dtype="float32")
+    assert said in str(refusal.value)
+
+
+def test_an_error_of_a_function_is_its_own(module, tmp_path):
+    (tmp_path / f"{module}.py").write_text("def tiny(*, seed): raise TypeError('mine')\n")
+    with pytest.raises(TypeError, match="mine"):
+        load_user_function(f"{module}:tiny")(seed=1)
 
 
 def test_a_module_that_is_nowhere_is_refused_with_the_known_names(module):

@@ -58,7 +58,8 @@ def run_command(own: LaunchOptions, command: Sequence[str]) -> None:
             f"{' '.join(command)} Expected: one of them."
         )
     resolved = commands.resolve(command)
-    run_folder = RunFolder(own.run_dir or commands.default_run_dir(command))
+    run_dir = commands.default_run_dir(command) if own.run_dir is None else own.run_dir
+    run_folder = RunFolder(run_dir)
     run_folder.check_writable()
     if own.isolate_network:
         network_namespace.try_to_isolate()

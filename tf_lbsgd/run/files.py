@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -43,7 +44,7 @@ def local_path(text: str | os.PathLike[str], name: str) -> Path:
         name: What it is, such as "--run_dir", for the message.
 
     Raises:
-        ValueError: It is a URL, as of an object store, or no path can be written so.
+        ValueError: It is blank or a URL, as of an object store, or no path can be written so.
     """
     path = os.path.expanduser(text)
     if _SCHEME.match(path):
@@ -52,11 +53,12 @@ def local_path(text: str | os.PathLike[str], name: str) -> Path:
             f"{name}={path}",
             "a path on a file system that all workers share, such as NFS or a mounted bucket",
         )
-    if path.startswith("~") or "\0" in path or not _is_utf_8(path):
+    if not path.strip() or path.startswith("~") or "\0" in path or not _is_utf_8(path):
         raise refusal(
             f"No such path can be used: correct {name}.",
             f"{name}={path!r}",
-            "a path in UTF-8, without zero bytes, where ~ names a user of this machine",
+            "a path that is not blank, in UTF-8, without zero bytes, where ~ names a user of this "
+            "machine",
         )
     return Path(path)
 
@@ -194,6 +196,23 @@ def move_file(path: Path, destination: Path, *, staging: Path | None = None) -> 
     remove_file(path, staging=staging)
 
 
+def read_file(path: Path) -> bytes:
+    """Returns the content of a file.
+
+    Raises:
+        OSError: The file is absent, or the disk fails.
+        ValueError: It is no file that this user may read. The message names it.
+    """
+    try:
+        with open(path, "rb", opener=_open_at_once) as file:
+            if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return file.read()
+        received = "a pipe or a device"
+    except (IsADirectoryError, PermissionError) as error:
+        received = str(error.strerror)
+    raise ValueError(f"{path} Received: {received} Expected: a file that this user may read.")
+
+
 def read_object(path: Path, kinds: Kinds) -> dict[str, Any]:
     """Reads a file that holds one JSON object.
 
@@ -206,13 +225,7 @@ def read_object(path: Path, kinds: Kinds) -> dict[str, Any]:
         ValueError: It is no file that this user may read, no JSON, no object, or lacks a key, or a
             value has another type. The message names the file.
     """
-    try:
-        content = path.read_bytes()
-    except (IsADirectoryError, PermissionError) as error:
-        raise ValueError(
-            f"{path} Received: {error.strerror} Expected: a file that this user may read."
-        ) from error
-    return parse_object(content, kinds, place=str(path))
+    return parse_object(read_file(path), kinds, place=str(path))
 
 
 def parse_object(text: bytes | str, kinds: Kinds, place: str) -> dict[str, Any]:
@@ -309,6 +322,11 @@ def _is_step_file(path: Path) -> bool:
     if not _STEP_NAME.fullmatch(path.name) or not path.is_file():
         return False
     return step_file(path.parent, step_of(path), path.suffix) == path  # no needless zeros
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Opens a file, and waits for no writer of a FIFO."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _sync_folder(folder: Path) -> None:

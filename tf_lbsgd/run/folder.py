@@ -37,6 +37,7 @@ from tf_lbsgd.run.files import (
     local_path,
     move_file,
     parse_object,
+    read_file,
     read_object,
     refuse_bad_paths,
     remove_temporary_files,
@@ -115,10 +116,11 @@ class RunFolder:
             self._check_can_be_made(folder)
         logs = self.logs.glob("*.log")
         for path in (self._recipe, self._facts, self._metrics, self._result, *logs):
-            if path.is_dir():
+            if path.exists() and not path.is_file():
+                kind = "folder" if path.is_dir() else "pipe or a device"
                 raise ValueError(
-                    f"A folder is in the way. Received: run_dir={self.path}, where {path} is a "
-                    "folder. Expected: the file of a run, or nothing."
+                    f"A {kind} is in the way. Received: run_dir={self.path}, where {path} is a "
+                    f"{kind}. Expected: the file of a run, or nothing."
                 )
         for path in self.path.glob("attempt-[0-9]*"):
             if not path.is_dir():
@@ -355,7 +357,7 @@ class RunFolder:
         """Returns the whole lines of `metrics.jsonl`, with newlines."""
         if not self._metrics.exists():
             return []
-        lines = self._metrics.read_bytes().splitlines(keepends=True)
+        lines = read_file(self._metrics).splitlines(keepends=True)
         # An older version was writing a line without a newline when the machine went down.
         return [line for line in lines if line.endswith(b"\n")]
 

@@ -6,8 +6,10 @@ elsewhere, modules that are imported by name at run time, data files, or environ
 """
 
 import ast
+import functools
 import importlib
 import importlib.util
+import inspect
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -27,6 +29,10 @@ def load_user_function(name: str) -> Callable[..., Any]:
     Args:
         name: "package.module:function".
 
+    Returns:
+        The function. It is called with arguments by name. A call raises ValueError if the function
+        does not take them, or ends the process.
+
     Raises:
         ValueError: There is no such module or function, or the module cannot be imported.
     """
@@ -34,7 +40,7 @@ def load_user_function(name: str) -> Callable[..., Any]:
     _find_in_working_folder()
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise refusal(
             f"{name} cannot be imported.",
             f"{type(error).__name__}: {error}",
@@ -46,9 +52,30 @@ def load_user_function(name: str) -> Callable[..., Any]:
         raise refusal(
             f"{module_name} has no such function.",
             f"{name}, which is {function!r}",
-            f"a function of {module.__file__}",
+            f"a function of {getattr(module, '__file__', module_name)}",
         )
-    return function
+    return _checked(name, function)
+
+
+def _checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes a function refuse other arguments than its own."""
+
+    @functools.wraps(function)
+    def call(**arguments: Any) -> Any:
+        try:
+            inspect.signature(function).bind(**arguments)
+        except TypeError as error:
+            expected = f"a function that takes {', '.join(arguments)} by name"
+            raise refusal(f"{name} cannot be called.", str(error), expected) from error
+        try:
+            return function(**arguments)
+        except SystemExit as error:  # or a run of no step would end with the status of success
+            ending = f"SystemExit({error.code!r})"
+            raise refusal(
+                f"{name} ended the process.", ending, "a function that returns"
+            ) from error
+
+    return call
 
 
 def digests_of(names: Iterable[str]) -> dict[str, str]:

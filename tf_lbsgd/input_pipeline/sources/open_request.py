@@ -67,7 +67,7 @@ class OpenRequest:
         Raises:
           ValueError: if it is a URL, or cannot be a path.
         """
-        return local_path(self.data_dir or "", "--data_dir")
+        return local_path(self.data_dir or ".", "--data_dir")
 
     def kept(self, records: Records) -> Records:
         """Returns records, kept in memory if that is wanted."""
