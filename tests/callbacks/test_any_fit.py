@@ -121,7 +121,7 @@ def test_a_write_that_fails_ends_fit_at_the_next_step(tmp_path, monkeypatch):
         threads.append(threading.current_thread())
         raise OSError("disk full")
 
-    def begin_step(*_):
+    def begin_step(*_, **__):
         steps.append(1)
         for thread in threads:
             thread.join()
