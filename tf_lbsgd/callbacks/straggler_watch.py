@@ -7,6 +7,7 @@ import numpy as np
 
 from tf_lbsgd import distribution
 from tf_lbsgd.callbacks.fit_position import StepCallback
+from tf_lbsgd.run.background import BackgroundTask
 
 _WINDOW_STEPS = 20
 _MIN_STEPS = 10
@@ -14,6 +15,7 @@ _SLOW_RATIO = 1.3
 _RECOVERED_RATIO = 1.15
 _SLOW_SHARE = 0.75
 _SLOW_SECS = 0.01
+_CHIEF = 0
 
 
 class StragglerWatch(StepCallback):
@@ -22,19 +24,25 @@ class StragglerWatch(StepCallback):
     The time of a worker is its wait for data and its computation, without the wait for others. The
     medians over the last 20 steps are compared, so single slow steps do not count. A worker is
     slow at 1.3 times the median of the others, and stays so until it is below 1.15 times. To
-    exclude chance, it must also have been slower in three of four steps, and by 10 ms.
+    exclude chance, it must also have been slower in three of four steps, and by 10 ms. The chief is
+    not named for being slow while it writes checkpoints, which may take a part of its cores.
 
     Args:
         num_workers: Number of workers. None: as many as the strategy has. One worker has no
             stragglers.
+        writing: Writes the checkpoints of this worker, if it is the chief. None: nothing does.
 
     Attributes:
         slowest_worker: Slowest worker of the last 20 steps. None before the tenth step.
         slowest_worker_ratio: Its time divided by the median time of the others.
     """
 
-    def __init__(self, num_workers: int | None = None) -> None:
+    def __init__(
+        self, num_workers: int | None = None, writing: BackgroundTask | None = None
+    ) -> None:
         super().__init__()
+        self._writing = writing
+        self._is_step_with_write: deque[bool] = deque(maxlen=_WINDOW_STEPS)
         self._num_workers = num_workers
         self._seconds: deque[np.ndarray] = deque(maxlen=_WINDOW_STEPS)
         self._named: int | None = None
@@ -46,6 +54,10 @@ class StragglerWatch(StepCallback):
         super().on_train_begin()
         if self._num_workers is None:
             self._num_workers = distribution.num_workers(self.model.distribute_strategy)
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Notes whether a checkpoint is written during the step."""
+        self._is_step_with_write.append(self._writing is not None and self._writing.is_running)
 
     def after_step(self, batch: int, logs: dict[str, Any] | None) -> None:
         """Adds a step, and prints a new straggler's name."""
@@ -73,6 +85,7 @@ class StragglerWatch(StepCallback):
             self.slowest_worker_ratio >= _SLOW_RATIO
             and np.mean(is_slower) >= _SLOW_SHARE
             and seconds[slowest] - others >= _SLOW_SECS
+            and not (slowest == _CHIEF and self._writes_often())
         )
         if is_slow and slowest != self._named:
             self._named = slowest
@@ -83,3 +96,7 @@ class StragglerWatch(StepCallback):
                 f"{compute:.3f} s.",
                 flush=True,
             )
+
+    def _writes_often(self) -> bool:
+        """Tells whether writes may explain that this worker is slow."""
+        return sum(self._is_step_with_write) > (1 - _SLOW_SHARE) * len(self._seconds)

@@ -35,6 +35,11 @@ class BackgroundTask:
                 raise
             traceback.print_exc()  # the error of the block is the one that ends the caller
 
+    @property
+    def is_running(self) -> bool:
+        """Whether a task runs now."""
+        return self._thread is not None and self._thread.is_alive()
+
     def start(self, task: Callable[[], object]) -> None:
         """Waits for the task before, and starts another one."""
         self.wait()
