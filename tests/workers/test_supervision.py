@@ -119,13 +119,30 @@ def test_restarts_without_progress_back_off_and_end(folder, no_delays, capfd):
 @pytest.mark.parametrize(
     ("script", "suspect"),
     [
-        ("if index == 1: raise ZeroDivisionError\nlose_peer()", 1),
-        ("if index == 1: os.kill(os.getpid(), signal.SIGKILL)\nlose_peer()", 1),
-        ("if index == attempt % 2: raise ZeroDivisionError\nlose_peer()", None),
-        ("raise ZeroDivisionError('an error of the program')", None),
-        ("if index == 1: raise ZeroDivisionError\nsave(attempt)\nlose_peer()", None),
+        pytest.param(
+            "if index == 1: raise ZeroDivisionError\nlose_peer()",
+            1,
+            id="it raises",
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
+            "if index == 1: os.kill(os.getpid(), signal.SIGKILL)\nlose_peer()",
+            1,
+            id="it is killed",
+        ),
+        pytest.param(
+            "if index == attempt % 2: raise ZeroDivisionError\nlose_peer()",
+            None,
+            id="another each time",
+        ),
+        pytest.param("raise ZeroDivisionError('of the program')", None, id="all of them"),
+        pytest.param(
+            "if index == 1: raise ZeroDivisionError\nsave(attempt)\nlose_peer()",
+            None,
+            id="with progress",
+            marks=pytest.mark.long,
+        ),
     ],
-    ids=["it raises", "it is killed", "another each time", "all of them", "with progress"],
 )
 def test_a_worker_that_fails_first_again_and_again_is_named(
     folder, no_delays, capfd, script, suspect
