@@ -325,7 +325,7 @@ def _is_step_file(path: Path) -> bool:
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    """Opens a file, and waits for no writer of a FIFO."""
+    """Opens a file without waiting for a writer."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
