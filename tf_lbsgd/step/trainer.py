@@ -739,7 +739,7 @@ class DataParallelModel(MultiWorkerTrainer, keras.Model):
         inputs: Inputs, nested.
         outputs: Outputs, nested.
         name: Name of the model.
-        arguments: `trainable`, as for `keras.Model`.
+        trainable: Whether its weights are updated.
 
     Raises:
         ValueError: It is given a list of layers, which `DataParallelSequential` takes. Or it is
@@ -759,7 +759,12 @@ class DataParallelModel(MultiWorkerTrainer, keras.Model):
 
     # Keras opens files of models only whose arguments have the names of `Functional`.
     def __init__(
-        self, inputs: Any = None, outputs: Any = None, name: str | None = None, **arguments: Any
+        self,
+        inputs: Any = None,
+        outputs: Any = None,
+        name: str | None = None,
+        *,
+        trainable: bool = True,
     ) -> None:
         if inputs is None or outputs is None:
             own = type(self).__name__
@@ -769,7 +774,7 @@ class DataParallelModel(MultiWorkerTrainer, keras.Model):
                 f"model with a `call` of its own: class {own}(lbsgd.MultiWorkerTrainer, "
                 "keras.Model)."
             )
-        super().__init__(inputs, outputs, name=name, **arguments)
+        super().__init__(inputs, outputs, name=name, trainable=trainable)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the config, and how to open the file."""
@@ -791,7 +796,7 @@ class DataParallelSequential(MultiWorkerTrainer, keras.Sequential):
 
 
 def _step_of_model(training: bool) -> str:
-    """Returns the name of the step of a model that has no own one."""
+    """Returns the name of the step that no user wrote."""
     step = MultiWorkerTrainer.train_step if training else MultiWorkerTrainer.test_step
     return step.__qualname__
 
