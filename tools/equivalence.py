@@ -14,20 +14,21 @@ import dataclasses
 import sys
 from pathlib import Path
 
-import numpy as np
 from absl import flags
-from state_differences import GROUPS, read_state, relative_differences
+from state_differences import (
+    GROUPS,
+    read_state,
+    relative_differences,
+    write_perturbed_start,
+)
 from tqdm import tqdm
 from worker_processes import ONE_THREAD, run_binary, threads
 
-from tf_lbsgd import builders, checkpoints
 from tf_lbsgd.cli import flag_definitions, process
-from tf_lbsgd.preparation import prepare_run
 from tf_lbsgd.report import markdown_table
 from tf_lbsgd.run.folder import RunFolder
 from tf_lbsgd.run.recipe import Recipe
 from tf_lbsgd.step import audit
-from tf_lbsgd.workers.cluster import Cluster
 
 _RUN_DIR = flags.DEFINE_string("run_dir", "runs/equivalence", "Folder in which the runs are kept.")
 _OUTPUT = flags.DEFINE_string("output", None, "File to which the table is written as Markdown.")
@@ -173,30 +174,6 @@ def numbers(differences: dict[str, float]) -> list[str]:
 def sequence(run_dir: Path) -> list[list[int]]:
     """Returns the ordered sample ids of every step, as audited."""
     return [ids.tolist() for ids in audit.read_audit(run_dir / "audit").values()]
-
-
-def write_perturbed_start(run_dir: Path, recipe: Recipe, seed: int) -> None:
-    """Writes initial weights that are one ulp off.
-
-    A run continued from it shows how far rounding alone carries the weights apart.
-    """
-    prepared = prepare_run(recipe, Cluster(), run_dir)
-    model = builders.create_model(recipe, prepared.train)
-    builders.compile_for_training(model, prepared.plan)
-    model.optimizer.build(model.trainable_variables)
-    trainable = {id(variable) for variable in model.trainable_variables}
-    random = np.random.default_rng(seed)
-    arrays = {}
-    state = checkpoints.state_variables(model) | checkpoints.step_count_variables(model)
-    for name, variable in state.items():
-        arrays[name] = variable.numpy()
-        if id(variable) in trainable:
-            towards = random.choice(np.array([-np.inf, np.inf], "float32"), variable.shape)
-            arrays[name] = np.nextafter(arrays[name], towards)
-    RunFolder(run_dir).claim(recipe)
-    checkpoints.save_checkpoint(
-        RunFolder(run_dir).checkpoints, checkpoints.Checkpoint(0, arrays, recipe.digest()), keep=1
-    )
 
 
 _HEADER = (

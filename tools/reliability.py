@@ -18,13 +18,22 @@ from pathlib import Path
 
 from absl import flags
 from reliability_experiments import (
+    changed_data,
     detection,
+    early_signals,
     kills,
+    other_versions,
     preemption,
     project_tests,
+    retention,
+    sequences,
     straggler,
+    strangers,
     torn_checkpoints,
+    torn_folder,
+    two_writers,
     worker_counts,
+    wrong_invocations,
 )
 from reliability_experiments.harness import measure_all
 
@@ -43,6 +52,15 @@ EXPERIMENTS = {
     "11": project_tests.DAMAGED_IMAGES,
     "12": straggler.EXPERIMENT,
     "13": project_tests.REPEATED_CRASHES,
+    "14": two_writers.EXPERIMENT,
+    "15": changed_data.EXPERIMENT,
+    "16": torn_folder.EXPERIMENT,
+    "17": strangers.EXPERIMENT,
+    "18": other_versions.EXPERIMENT,
+    "19": retention.EXPERIMENT,
+    "20": early_signals.EXPERIMENT,
+    "21": wrong_invocations.EXPERIMENT,
+    "22": sequences.EXPERIMENT,
 }
 _HEAD = ("figure", "workers", "required", "measured", "left over", "verdict")
 

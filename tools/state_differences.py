@@ -1,8 +1,15 @@
-"""Measures how far apart two runs are after a step."""
+"""Measures how far apart two runs are, and how far rounding alone carries them."""
 
 from pathlib import Path
 
 import numpy as np
+
+from tf_lbsgd import builders, checkpoints
+from tf_lbsgd.preparation import prepare_run
+from tf_lbsgd.run.folder import RunFolder
+from tf_lbsgd.run.options import RunOptions
+from tf_lbsgd.run.recipe import Recipe
+from tf_lbsgd.workers.cluster import Cluster
 
 GROUPS = ("weights", "statistics", "momentum")
 
@@ -38,3 +45,29 @@ def relative_differences(
         )
         for group in GROUPS
     }
+
+
+def write_perturbed_start(
+    run_dir: Path, recipe: Recipe, seed: int, options: RunOptions | None = None
+) -> None:
+    """Writes initial weights that are one ulp off.
+
+    A run continued from it shows how far rounding alone carries the weights apart.
+    """
+    prepared = prepare_run(recipe, Cluster(), run_dir, options)
+    model = builders.create_model(recipe, prepared.train)
+    builders.compile_for_training(model, prepared.plan)
+    model.optimizer.build(model.trainable_variables)
+    trainable = {id(variable) for variable in model.trainable_variables}
+    random = np.random.default_rng(seed)
+    arrays = {}
+    state = checkpoints.state_variables(model) | checkpoints.step_count_variables(model)
+    for name, variable in state.items():
+        arrays[name] = variable.numpy()
+        if id(variable) in trainable:
+            towards = random.choice(np.array([-np.inf, np.inf], "float32"), variable.shape)
+            arrays[name] = np.nextafter(arrays[name], towards)
+    RunFolder(run_dir).claim(recipe)
+    checkpoints.save_checkpoint(
+        RunFolder(run_dir).checkpoints, checkpoints.Checkpoint(0, arrays, recipe.digest()), keep=1
+    )

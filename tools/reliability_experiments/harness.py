@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from tf_lbsgd.cli import flag_definitions
 from tf_lbsgd.run.folder import RunFolder
 from tf_lbsgd.run.plan import Plan
 from tf_lbsgd.run.recipe import Recipe
+from tf_lbsgd.step import audit
 
 NUM_IMAGES = 640  # 48 does not divide it: each epoch drops 16
 RECIPE = Recipe(
@@ -32,6 +34,7 @@ RECIPE = Recipe(
 CHECKPOINT_EVERY_STEPS = 5
 TOTAL_STEPS = Plan(RECIPE, NUM_IMAGES).total_steps
 RUN_SECS = 600  # no experiment's run takes longer
+_MARK = "RELIABILITY_RUN"  # a variable by which all processes of a run are found
 
 
 @dataclasses.dataclass
@@ -81,6 +84,8 @@ class Training(WorkerProcesses):
         supervised: Whether `launch` starts the workers and restarts them. Otherwise each worker is
             started by itself, as on a cluster where nothing ends the others.
         every_steps: Steps between checkpoints.
+        flags: More flags of `train`, or others in place of those of the recipe.
+        program: A program that trains as `train` does, and takes its flags. Empty: `train`.
     """
 
     def __init__(
@@ -90,20 +95,20 @@ class Training(WorkerProcesses):
         *,
         supervised: bool,
         every_steps: int = CHECKPOINT_EVERY_STEPS,
+        flags: Sequence[str] = (),
+        program: Sequence[str] = (),
     ) -> None:
         self.run_dir = run_dir
-        train = [
-            f"--run_dir={run_dir}",
-            "--deterministic",
-            "--audit_data",
-            f"--checkpoint_every_steps={every_steps}",
-            *flag_definitions.flags_from_recipe(RECIPE),
-        ]
+        train = [*train_flags(run_dir, every_steps), *flags]
         launch = [f"--num_workers={num_workers}", "--max_restarts=3", "--", *train]
         command = binary_command(*(("launch", *launch) if supervised else ("train", *train)))
+        command = [*program, *train] if program else command
         num_processes = 1 if supervised else num_workers
-        terminal = run_dir.with_suffix(".log")
-        super().__init__([command] * num_processes, [terminal] * num_processes, **ONE_THREAD)
+        names = (run_dir.with_name(f"{run_dir.name}-{n}.log") for n in itertools.count(1))
+        terminal = next(name for name in names if not name.exists())
+        super().__init__(
+            [command] * num_processes, [terminal] * num_processes, **ONE_THREAD, **mark(run_dir)
+        )
 
     def terminal(self) -> str:
         """Returns what all processes have shown on the terminal."""
@@ -189,6 +194,35 @@ class Training(WorkerProcesses):
         return result
 
 
+def train_flags(run_dir: Path, every_steps: int = CHECKPOINT_EVERY_STEPS) -> list[str]:
+    """Returns the flags of `train` for the run of an experiment."""
+    return [
+        f"--run_dir={run_dir}",
+        "--deterministic",
+        "--audit_data",
+        f"--checkpoint_every_steps={every_steps}",
+        *flag_definitions.flags_from_recipe(RECIPE),
+    ]
+
+
+def mark(path: Path) -> dict[str, str]:
+    """Returns a variable by which `processes_of` finds a process."""
+    return {_MARK: str(path)}
+
+
+def inexact_epochs(run_dir: Path, num_images: int = NUM_IMAGES) -> int:
+    """Returns how many epochs lost or repeated a sample.
+
+    The images that are dropped at the end of an epoch by plan do not count.
+    """
+    plan = Plan(RunFolder(run_dir).read_recipe(), num_images)
+    size = plan.steps_per_epoch
+    epochs = [range(e * size, (e + 1) * size) for e in range(plan.recipe.epochs)]
+    audits = audit.audit_epochs(audit.read_audit(run_dir / "audit"), epochs, num_images)
+    dropped = plan.dropped_images_per_epoch
+    return sum(bool(a.repeated) or len(a.dropped) != dropped for a in audits)
+
+
 def undisturbed_weights(folder: Path, num_workers: int) -> str:
     """Returns weights_sha256 of the same training without harm."""
     run_dir = folder.parent / f"undisturbed-{num_workers}"
@@ -197,14 +231,15 @@ def undisturbed_weights(folder: Path, num_workers: int) -> str:
 
 
 def processes_of(path: Path) -> list[psutil.Process]:
-    """Returns processes with a path in their command line.
+    """Returns processes with a path in their command line or mark.
 
     This process is left out.
     """
     found = []
     for candidate in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if candidate.pid != os.getpid() and any(str(path) in a for a in candidate.cmdline()):
+            texts = [*candidate.cmdline(), candidate.environ().get(_MARK, "")]
+            if candidate.pid != os.getpid() and any(str(path) in text for text in texts):
                 found.append(candidate)
     return found
 

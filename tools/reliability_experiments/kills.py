@@ -10,16 +10,13 @@ from tqdm import tqdm
 
 from reliability_experiments.harness import (
     CHECKPOINT_EVERY_STEPS,
-    NUM_IMAGES,
-    RECIPE,
     TOTAL_STEPS,
     Experiment,
     Outcome,
     Training,
+    inexact_epochs,
     undisturbed_weights,
 )
-from tf_lbsgd.run.plan import Plan
-from tf_lbsgd.step import audit
 
 KILLS_A_RUN = 5
 STEPS_DURING_A_WRITE = 2  # of 0.1 s, on a disk that is shared with others
@@ -90,19 +87,6 @@ def kill_one(run: Training, victim: int, tally: Tally) -> None:
         tally.recovery_secs.append(time.monotonic() - killed_at)
     tally.recomputed.append(sum(step <= newest for step in run.entered_steps()[before:]))
     tally.kills += 1
-
-
-def inexact_epochs(run_dir: Path) -> int:
-    """Returns how many epochs lost or repeated a sample.
-
-    The images that are dropped at the end of an epoch by plan do not count.
-    """
-    plan = Plan(RECIPE, NUM_IMAGES)
-    size = plan.steps_per_epoch
-    epochs = [range(e * size, (e + 1) * size) for e in range(RECIPE.epochs)]
-    audits = audit.audit_epochs(audit.read_audit(run_dir / "audit"), epochs, NUM_IMAGES)
-    dropped = plan.dropped_images_per_epoch
-    return sum(bool(a.repeated) or len(a.dropped) != dropped for a in audits)
 
 
 EXPERIMENT = Experiment(

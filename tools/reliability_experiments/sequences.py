@@ -1,0 +1,91 @@
+"""Harms runs by drawn sequences of kills, cuts, full disks and more."""
+
+import contextlib
+import functools
+
+import hypothesis
+import psutil
+from hypothesis import strategies as st
+
+from reliability_experiments.harms import HARMS, LAUNCHER, HarmedRun, Operation
+from reliability_experiments.trials import (
+    OF_PHOTOS,
+    Trial,
+    check_order,
+    check_same_run,
+    copy_photos,
+    experiment,
+)
+from reliability_experiments.yardstick import check_within_one_ulp
+from tf_lbsgd.workers.exits import DONE, FAILED
+
+NUM_SEQUENCES = 100
+
+
+def operations(kinds: tuple[str, ...], longest_secs: float) -> st.SearchStrategy[Operation]:
+    """Returns a strategy for one operation."""
+    return st.builds(
+        Operation,
+        kind=st.sampled_from(kinds),
+        after_steps=st.integers(0, 8),
+        victim=st.integers(LAUNCHER, 2),
+        secs=st.floats(0.5, longest_secs),
+        num_workers=st.integers(1, 3),
+        size=st.sampled_from((0, 1000, 30_000, 300_000)),
+    )
+
+
+@functools.cache
+def drawn_sequences() -> list[list[Operation]]:
+    """Returns the sequences of the figure, always the same."""
+    found: list[list[Operation]] = []
+
+    @hypothesis.seed(22)
+    @hypothesis.settings(
+        max_examples=2 * NUM_SEQUENCES, database=None, phases=(hypothesis.Phase.generate,)
+    )
+    @hypothesis.given(st.lists(operations(tuple(HARMS), 25.0), min_size=2, max_size=5))
+    def collect(sequence: list[Operation]) -> None:
+        found.append(sequence)
+
+    collect()
+    return found[-NUM_SEQUENCES:]  # the first ones are the simplest
+
+
+def harm(trial: Trial, sequence: list[Operation]) -> None:
+    """Harms a run by a sequence, and compares it with an undisturbed one."""
+    flags = (*OF_PHOTOS, f"--data_dir={copy_photos(trial.shared)}")
+    whole = trial.undisturbed(*flags)
+    with HarmedRun(trial) as run:
+        for operation in sequence:
+            if not run.go_on(operation.after_steps) and run.end(DONE, FAILED) != FAILED:
+                break
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+                HARMS[operation.kind](run, operation)
+        while not run.is_refused and run.end(DONE, FAILED) != DONE:
+            pass
+    if run.is_refused:
+        trial.kind = "refused, as all checkpoints were torn"
+        return
+    trial.kind = (
+        "with other worker counts" if run.counts != {trial.num_workers} else "bit-identical"
+    )
+    if run.counts == {trial.num_workers}:
+        check_same_run(trial.run_dir, whole)
+    else:
+        check_order(trial.run_dir, whole)
+        check_within_one_ulp(trial.run_dir, whole, flags)
+
+
+def run(trial: Trial) -> None:
+    """Runs the sequence of a trial."""
+    harm(trial, drawn_sequences()[trial.number])
+
+
+EXPERIMENT = experiment(
+    "drawn sequences of kill, stop, cut, SIGTERM, torn checkpoint, added file, full disk and other "
+    "worker counts: bit-identical, or with other worker counts the same order and weights within "
+    "the one-ulp yardstick; or a refusal that names the cause",
+    run,
+    repetitions=NUM_SEQUENCES,
+)
