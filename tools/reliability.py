@@ -9,10 +9,12 @@ batch-norm statistics, and so all that led to them. After each experiment the to
 processes and listening ports that are left over.
 
 An experiment that is complete in --run_dir is not repeated. Figures 8, 10, 11 and 13 are tests of
-the project. They are run here and counted.
+the project. They are run here and counted. Figures 14 to 22 are trials that are drawn with a seed.
+`reliability_experiments/trials.py` says how to repeat one.
 """
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -77,6 +79,7 @@ _REPETITIONS = flags.DEFINE_integer(
 
 def main(_: list[str]) -> None:
     """Measures what is missing, then prints the table."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the workers end too
     asked_for = {*(_FIGURES.value or ",".join(EXPERIMENTS).split(","))}
     chosen = {f: e for f, e in EXPERIMENTS.items() if {*f.split(",")} & asked_for}
     rows = measure_all(chosen, _NUM_WORKERS.value, _REPETITIONS.value, Path(_RUN_DIR.value))
@@ -97,13 +100,31 @@ on synthetic images for 78 steps. "Left over" counts processes and listening por
 experiment (figure 9). With more workers than cores, figure 12 is a test whose workers wait, as for
 an accelerator. A real worker that was stopped would find a free core afterwards and catch up.
 
-Two runs in one folder are not in the table. `tests/multi_worker/test_two_runs.py` and
-`tests/workers/test_lease.py` show these facts. Of two `launch` at the same time one trains, and
-the other ends with status 1 and names it. A chief that is stopped inside the write of a
-checkpoint, of `best.json` or of `metrics.jsonl`, and goes on after another attempt has run to the
-end, changes no file of the run and ends with status 1. The weights are then those of an
-undisturbed run, and every epoch is recorded once. A holder that was killed on the same host is
-followed at once, and one elsewhere after 30 s.
+Figures 14 to 22 are trials, each drawn with a seed of its own. A trial checks its invariants
+itself, and "undisturbed" is equal weights_sha256, equal metrics and equal ordered samples of every
+step.
+
+- 14: two runs are started in one folder. A chief is stopped, and goes on after another attempt
+  has taken over. Or the first run is killed while the second waits. They wait 2 s for a holder
+  that stands still, in place of 30 s. `tests/multi_worker/test_two_runs.py` and
+  `tests/workers/test_lease.py` show the rest: a stop inside every kind of write, and the 30 s.
+- 15: bits of images are flipped, and images added, removed, renamed, touched or copied while the
+  run is interrupted. It is refused, goes on when the old images are back, and with touched or
+  copied images at once.
+- 16: state files, records and the lease are torn, emptied or replaced by a FIFO, `logs/` is
+  removed, other programs put files into `checkpoints/`, and the disk stops answering, with a
+  worker lost or not.
+- 17: a crowd calls all ports while the workers meet. It sends random bytes, HTTP, changed
+  messages of our own and up to 200 MiB at a time.
+- 18: a worker has another file of the package, another version of the meeting, or sends what the
+  first version sent. Runs of `tests/data/runs` are continued, and a newer recipe is refused.
+- 19: the newest two, three or all checkpoints are damaged, and from then on one is kept.
+- 20: SIGTERM, SIGINT and SIGHUP reach `launch` or `train` 0.1 to 8 s after the first line of
+  ours.
+- 21: values, folders, data sets, models, flag files, words, TF_CONFIG or run folders are wrong.
+- 22: `hypothesis` draws 2 to 5 harms. `launch` restarts the workers in a network of their own,
+  and is started again when it has ended. A full disk is a limit of the sizes of files, and a cut
+  takes the loopback interface of that network down.
 
 """
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+from collections.abc import Collection
 
 import hypothesis
 import psutil
@@ -20,13 +21,14 @@ from reliability_experiments.yardstick import check_within_one_ulp
 from tf_lbsgd.workers.exits import DONE, FAILED
 
 NUM_SEQUENCES = 100
+REFUSED = "refused, as all checkpoints were torn"
 
 
-def operations(kinds: tuple[str, ...], longest_secs: float) -> st.SearchStrategy[Operation]:
+def operations(kinds: Collection[str], longest_secs: float) -> st.SearchStrategy[Operation]:
     """Returns a strategy for one operation."""
     return st.builds(
         Operation,
-        kind=st.sampled_from(kinds),
+        kind=st.sampled_from(list(kinds)),
         after_steps=st.integers(0, 8),
         victim=st.integers(LAUNCHER, 2),
         secs=st.floats(0.5, longest_secs),
@@ -36,20 +38,28 @@ def operations(kinds: tuple[str, ...], longest_secs: float) -> st.SearchStrategy
 
 
 @functools.cache
-def drawn_sequences() -> list[list[Operation]]:
-    """Returns the sequences of the figure, always the same."""
+def drawn_sequences(
+    count: int, kinds: Collection[str], longest: int, longest_secs: float
+) -> list[list[Operation]]:
+    """Returns different sequences, always the same.
+
+    Args:
+        count: Number of sequences.
+        kinds: Kinds of operations.
+        longest: Most operations in a sequence.
+        longest_secs: Longest time of an operation.
+    """
     found: list[list[Operation]] = []
+    operation = operations(kinds, longest_secs)
 
     @hypothesis.seed(22)
-    @hypothesis.settings(
-        max_examples=2 * NUM_SEQUENCES, database=None, phases=(hypothesis.Phase.generate,)
-    )
-    @hypothesis.given(st.lists(operations(tuple(HARMS), 25.0), min_size=2, max_size=5))
+    @hypothesis.settings(max_examples=2 * count, database=None, phases=(hypothesis.Phase.generate,))
+    @hypothesis.given(st.lists(operation, min_size=1 if longest == 1 else 2, max_size=longest))
     def collect(sequence: list[Operation]) -> None:
         found.append(sequence)
 
     collect()
-    return found[-NUM_SEQUENCES:]  # the first ones are the simplest
+    return found[-count:]  # the first ones are the simplest
 
 
 def harm(trial: Trial, sequence: list[Operation]) -> None:
@@ -65,21 +75,21 @@ def harm(trial: Trial, sequence: list[Operation]) -> None:
         while not run.is_refused and run.end(DONE, FAILED) != DONE:
             pass
     if run.is_refused:
-        trial.kind = "refused, as all checkpoints were torn"
+        trial.kind = REFUSED
         return
-    trial.kind = (
-        "with other worker counts" if run.counts != {trial.num_workers} else "bit-identical"
-    )
     if run.counts == {trial.num_workers}:
+        trial.kind = "bit-identical"
         check_same_run(trial.run_dir, whole)
     else:
+        trial.kind = "with other worker counts"
         check_order(trial.run_dir, whole)
         check_within_one_ulp(trial.run_dir, whole, flags)
 
 
 def run(trial: Trial) -> None:
     """Runs the sequence of a trial."""
-    harm(trial, drawn_sequences()[trial.number])
+    sequences = drawn_sequences(NUM_SEQUENCES, tuple(HARMS), 5, 25.0)
+    harm(trial, sequences[trial.number])
 
 
 EXPERIMENT = experiment(

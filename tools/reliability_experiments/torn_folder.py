@@ -62,7 +62,7 @@ def put_odd_files(trial: Trial) -> None:
         (folder / name).write_bytes(trial.draw.choice(_CONTENTS))
     (folder / "step-000000777.npz").mkdir()
     (folder / "step-000000778.json").symlink_to("nothing")
-    (folder / "best.json").write_bytes(trial.draw.choice(_CONTENTS))
+    tear(folder / "best.json", trial)
     with trial.training() as run:
         check(set(run.wait()) == {DONE}, f"{run.statuses()} {run.terminal()}")
     check(all((folder / name).exists() for name in names), "an odd file was removed")
