@@ -144,7 +144,7 @@ def test_drawn_sequences_of_harms_change_no_bit(tmp_path):
     assert {trial.kind for trial in found} <= {"bit-identical", sequences.REFUSED}
 
 
-def test_the_sequences_have_every_harm_and_are_always_the_same():
+def test_the_sequences_have_every_harm_and_are_the_same_again():
     drawn = sequences.drawn_sequences(sequences.NUM_SEQUENCES, tuple(harms.HARMS), 5, 25.0)
     assert len(drawn) == sequences.NUM_SEQUENCES
     assert {o.kind for sequence in drawn for o in sequence} == harms.HARMS.keys()

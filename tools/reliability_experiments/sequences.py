@@ -1,7 +1,9 @@
 """Harms runs by drawn sequences of kills, cuts, full disks and more."""
 
 import contextlib
+import dataclasses
 import functools
+import json
 from collections.abc import Collection
 
 import hypothesis
@@ -41,7 +43,7 @@ def operations(kinds: Collection[str], longest_secs: float) -> st.SearchStrategy
 def drawn_sequences(
     count: int, kinds: Collection[str], longest: int, longest_secs: float
 ) -> list[list[Operation]]:
-    """Returns different sequences, always the same.
+    """Returns different sequences, the same for the same code.
 
     Args:
         count: Number of sequences.
@@ -87,9 +89,16 @@ def harm(trial: Trial, sequence: list[Operation]) -> None:
 
 
 def run(trial: Trial) -> None:
-    """Runs the sequence of a trial."""
-    sequences = drawn_sequences(NUM_SEQUENCES, tuple(HARMS), 5, 25.0)
-    harm(trial, sequences[trial.number])
+    """Runs the sequence of a trial.
+
+    The sequences are kept, since what hypothesis draws depends on all code that is loaded.
+    """
+    kept = trial.folder.parent / "sequences.json"
+    if not kept.exists():
+        drawn = drawn_sequences(NUM_SEQUENCES, tuple(HARMS), 5, 25.0)
+        kept.write_text(json.dumps([list(map(dataclasses.asdict, s)) for s in drawn], indent=1))
+    sequence = json.loads(kept.read_text())[trial.number]
+    harm(trial, [Operation(**operation) for operation in sequence])
 
 
 EXPERIMENT = experiment(
