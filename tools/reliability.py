@@ -79,7 +79,7 @@ _REPETITIONS = flags.DEFINE_integer(
 
 def main(_: list[str]) -> None:
     """Measures what is missing, then prints the table."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the workers end too
+    take_signals()
     asked_for = {*(_FIGURES.value or ",".join(EXPERIMENTS).split(","))}
     chosen = {f: e for f, e in EXPERIMENTS.items() if {*f.split(",")} & asked_for}
     rows = measure_all(chosen, _NUM_WORKERS.value, _REPETITIONS.value, Path(_RUN_DIR.value))
@@ -89,6 +89,15 @@ def main(_: list[str]) -> None:
         Path(_OUTPUT.value).write_text(_PREAMBLE.format(cores=os.cpu_count()) + table)
         print(f"Written to {_OUTPUT.value}")
     sys.exit(0 if all(row[-1] == "holds" for row in rows) else 1)
+
+
+def take_signals() -> None:
+    """Lets every signal end the workers too.
+
+    Signals that this process ignores would be ignored by the workers, as after nohup.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
 
 
 _PREAMBLE = """# What a run survives

@@ -1,5 +1,6 @@
 """Callers that do not belong to the run: none of them decides anything, or takes memory."""
 
+import asyncio
 import concurrent.futures
 import contextlib
 import itertools
@@ -17,6 +18,7 @@ from test_meeting import meet, workers
 
 from tf_lbsgd.workers import channel, meeting
 from tf_lbsgd.workers.channel import VERSION
+from tf_lbsgd.workers.cluster import Cluster
 from tf_lbsgd.workers.exits import StartupError
 from tf_lbsgd.workers.launcher import free_ports
 
@@ -159,6 +161,29 @@ def test_idle_strangers_do_not_keep_workers_out(addresses, tmp_path):
         assert sum(map(is_closed, idle)) > 100
         assert meet(parts[2]) == [[]]
         assert early.result() == [[], []]
+
+
+def test_a_caller_at_the_very_end_of_a_meeting_leaves_no_error(addresses):
+    """It is cancelled before its first line has run."""
+    reported: list[dict] = []
+    callers: list[socket.socket] = []
+
+    async def meet_nobody() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: reported.append(context))
+        async with channel.listening(Cluster(addresses, 0), lambda _: asyncio.sleep(60)):
+            callers.extend(connected(addresses[0]) for _ in range(5))
+            for _ in range(20):
+                for task in asyncio.all_tasks():
+                    if task.get_coro().cr_code.co_filename == channel.__file__:
+                        task.cancel()
+                await asyncio.sleep(0)
+
+    asyncio.run(meet_nobody())
+    assert reported == []
+    for caller in callers:
+        assert is_closed(caller)
+        caller.close()
 
 
 def is_closed(sock: socket.socket) -> bool:

@@ -237,6 +237,7 @@ async def listening(
     the oldest of them is closed, since a worker takes only an instant.
     """
     unproved: dict[asyncio.StreamWriter, None] = {}  # the oldest first
+    tasks: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
     async def guarded(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         unproved[writer] = None
@@ -244,15 +245,24 @@ async def listening(
             oldest = next(iter(unproved))
             del unproved[oldest]
             oldest.transport.abort()
-        # It is cancelled when the meeting is over while it waits for a stranger.
-        with contextlib.suppress(OSError, ValueError, asyncio.CancelledError):
+        with contextlib.suppress(OSError, ValueError):
             await serve(Channel(reader, writer, lambda: unproved.pop(writer, None)))
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # The end of the meeting cancels it, even before its first line. Of a coroutine function,
+        # `start_server` would then report an error.
+        task = asyncio.create_task(guarded(reader, writer))
+        tasks[task] = writer
+        task.add_done_callback(end)
+
+    def end(task: asyncio.Task[None]) -> None:
+        writer = tasks.pop(task)
         unproved.pop(writer, None)
         writer.close()
 
     async with contextlib.AsyncExitStack() as stack:
         for sock in ports.open_port(cluster):
-            server = await asyncio.start_server(guarded, sock=sock, limit=_LARGEST_LINE)
+            server = await asyncio.start_server(accept, sock=sock, limit=_LARGEST_LINE)
             stack.callback(server.close)
         yield
 

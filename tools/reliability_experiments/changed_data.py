@@ -4,7 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
-from reliability_experiments.trials import OF_PHOTOS, Trial, copy_photos, experiment
+from reliability_experiments.trials import Trial, experiment
 
 _CONTENTS = "other contents in"
 _FILES = "other files, or files of other names or sizes"
@@ -69,7 +69,7 @@ _CONTINUED = {"touched images": (touch, ""), "a copied folder": (copy, "")}
 
 def run(trial: Trial) -> None:
     """Changes the data, starts the run, changes them back, starts it again."""
-    whole = trial.undisturbed(*OF_PHOTOS, f"--data_dir={copy_photos(trial.shared)}")
+    whole = trial.undisturbed(*trial.of_shared_photos())
     trial.begun()
     flags = trial.of_photos()
     change, words = trial.choose({**_REFUSED, **_CONTINUED})

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from reliability_experiments.harness import Training
 from reliability_experiments.trials import (
+    SHORT,
     Trial,
     check,
     check_same_run,
@@ -33,7 +34,7 @@ def run(trial: Trial) -> None:
     """Sends a signal to a run at a drawn time, and continues the run."""
     binary, number = trial.choose(_KINDS)
     num_workers = trial.num_workers if binary == "launch" else 1
-    undisturbed = trial.undisturbed(num_workers=num_workers)
+    undisturbed = trial.undisturbed(SHORT, num_workers=num_workers)
     secs = EARLIEST_SECS * (LATEST_SECS / EARLIEST_SECS) ** trial.draw.random()
     with start(trial, binary, num_workers) as process:
         process.wait_until(lambda: takes_signals(process.processes[0].pid))
@@ -56,7 +57,7 @@ def run(trial: Trial) -> None:
 
 def start(trial: Trial, binary: str, num_workers: int) -> Training:
     """Returns `launch` or `train`, not yet started."""
-    return trial.training(num_workers=num_workers, supervised=binary == "launch")
+    return trial.training(SHORT, num_workers=num_workers, supervised=binary == "launch")
 
 
 def takes_signals(pid: int) -> bool:

@@ -20,7 +20,7 @@ from tf_lbsgd.workers.exits import DONE, FAILED, MISCONFIGURED
 
 PACKAGE = Path(tf_lbsgd.__file__).parent
 OLDER_RUNS = sorted((PACKAGE.parent / "tests" / "data" / "runs").glob("version-*"))
-_REFUSED_SECS = 60.0
+_REFUSED_SECS = 180.0
 
 
 class MixedWorkers(Training):

@@ -5,11 +5,9 @@ from pathlib import Path
 
 from reliability_experiments.harness import Training
 from reliability_experiments.trials import (
-    OF_PHOTOS,
     Trial,
     check,
     check_same_run,
-    copy_photos,
     experiment,
 )
 from tf_lbsgd import checkpoints
@@ -80,7 +78,7 @@ def damage_again(trial: Trial) -> None:
 
 def run(trial: Trial) -> None:
     """Damages checkpoints and keeps one from then on."""
-    whole = trial.undisturbed(*OF_PHOTOS, f"--data_dir={copy_photos(trial.shared)}")
+    whole = trial.undisturbed(*trial.of_shared_photos())
     trial.begun(f"--keep_checkpoints={_BEGUN_WITH}")
     damage = trial.choose(_KINDS)
     damage(trial)

@@ -12,11 +12,9 @@ from hypothesis import strategies as st
 
 from reliability_experiments.harms import HARMS, LAUNCHER, HarmedRun, Operation
 from reliability_experiments.trials import (
-    OF_PHOTOS,
     Trial,
     check_order,
     check_same_run,
-    copy_photos,
     experiment,
 )
 from reliability_experiments.yardstick import check_within_one_ulp
@@ -66,8 +64,7 @@ def drawn_sequences(
 
 def harm(trial: Trial, sequence: list[Operation]) -> None:
     """Harms a run by a sequence, and compares it with an undisturbed one."""
-    flags = (*OF_PHOTOS, f"--data_dir={copy_photos(trial.shared)}")
-    whole = trial.undisturbed(*flags)
+    whole = trial.undisturbed(*trial.of_shared_photos())
     with HarmedRun(trial) as run:
         for operation in sequence:
             if not run.go_on(operation.after_steps) and run.end(DONE, FAILED) != FAILED:
@@ -85,7 +82,7 @@ def harm(trial: Trial, sequence: list[Operation]) -> None:
     else:
         trial.kind = "with other worker counts"
         check_order(trial.run_dir, whole)
-        check_within_one_ulp(trial.run_dir, whole, flags)
+        check_within_one_ulp(trial.run_dir, whole, trial.of_shared_photos())
 
 
 def run(trial: Trial) -> None:

@@ -12,6 +12,7 @@ import psutil
 
 from reliability_experiments.harness import Training
 from reliability_experiments.trials import (
+    SHORT,
     Trial,
     addresses,
     check,
@@ -99,16 +100,17 @@ def call_until(ended: threading.Event, addresses: tuple[str, ...], trial: Trial)
 
 def run(trial: Trial) -> None:
     """Lets strangers call from the start until the first step."""
-    undisturbed = trial.undisturbed()
+    undisturbed = trial.undisturbed(SHORT)
     trial.kind = "crowds of strangers"
     ended = threading.Event()
-    with trial.training() as workers:
+    with trial.training(SHORT) as workers:
         last = psutil.Process(workers.processes[-1].pid)
         last.suspend()  # the meeting waits for it
+        secs = trial.draw.uniform(4, 10)
         strangers = threading.Thread(target=call_until, args=(ended, addresses(workers), trial))
-        strangers.start()
+        strangers.start()  # from now on it alone draws
         try:
-            largest = watch_memory(workers, trial.draw.uniform(4, 10))
+            largest = watch_memory(workers, secs)
             last.resume()
             workers.wait_for_step(0)
         finally:

@@ -42,6 +42,7 @@ OF_PHOTOS = (
     "--dataset=folder:photos", "--image_size=16", "--global_batch_size=12",
     "--micro_batch_size=2", "--reference_batch_size=12", "--epochs=3",
 )  # fmt: skip
+SHORT = "--epochs=2"  # for a run of synthetic images of which only the start matters
 NOT_COMPARED = {"images_per_second", "seconds", "attempt", "slowest_worker", "slowest_worker_ratio"}
 _END_SECS = 10.0
 _Kind = TypeVar("_Kind")
@@ -90,6 +91,10 @@ class Trial:
         """Returns the flags of a run on this trial's own photographs."""
         return (*OF_PHOTOS, f"--data_dir={copy_photos(self.folder)}")
 
+    def of_shared_photos(self) -> tuple[str, ...]:
+        """Returns the flags of a run on photographs that all trials share."""
+        return (*OF_PHOTOS, f"--data_dir={copy_photos(self.shared)}")
+
     def begun(self, *flags: str) -> None:
         """Makes the run folder that of a run which was stopped in an epoch.
 
@@ -97,8 +102,8 @@ class Trial:
         """
         begun = self.shared / "begun"
         if not begun.exists():
-            everything = (*OF_PHOTOS, f"--data_dir={copy_photos(self.shared)}", *flags)
-            with Training(begun, self.num_workers, supervised=False, flags=everything) as run:
+            flags = (*self.of_shared_photos(), *flags)
+            with Training(begun, self.num_workers, supervised=False, flags=flags) as run:
                 run.wait_for_step(17)
                 run.processes[0].terminate()
                 run.wait()
@@ -108,7 +113,7 @@ class Trial:
         """Returns the run folder of the same training without harm."""
         workers = num_workers or self.num_workers
         run_dir = self.shared / f"undisturbed-{workers}"
-        if not run_dir.exists():
+        if RunFolder(run_dir).read_result() is None:
             with Training(run_dir, workers, supervised=False, flags=flags) as run:
                 run.result()
         return run_dir
