@@ -5,6 +5,7 @@ Proved on what entered the steps of real worker processes, not on what the pipel
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from commands import run_tool, train
 
 from tf_lbsgd.step import audit
@@ -86,3 +87,13 @@ def test_a_step_that_was_given_other_samples_the_second_time_is_refused(tmp_path
     )
     with pytest.raises(ValueError, match="run twice with other samples"):
         audit.read_audit(tmp_path)
+
+
+def test_a_record_that_a_full_disk_cut_off_counts_nothing(tmp_path):
+    path = tmp_path / "worker-0.jsonl"
+    path.write_text('{"step": 0, "replica": 0, "ids": [1, 2]}\n{"step": 1, "replica": 0, "id')
+    audit.AuditLog(path, lambda: 1).record(tf.constant(0), tf.constant([3, 4]))
+    assert {s: ids.tolist() for s, ids in audit.read_audit(tmp_path).items()} == {
+        0: [1, 2],
+        1: [3, 4],
+    }

@@ -240,3 +240,22 @@ def test_files_beside_leave_the_old_file_after_an_error(tmp_path):
         path.write_text("half")
         raise KeyboardInterrupt
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"model.json": "old"}
+
+
+@pytest.mark.parametrize(
+    ("there", "then"),
+    [
+        (None, "new\n"),
+        ("", "new\n"),
+        ("one\n", "one\nnew\n"),
+        ("one\ntw", "one\ntw\nnew\n"),
+        ("o", "o\nnew\n"),
+    ],
+)
+def test_a_new_line_never_ends_one_that_was_cut_off(tmp_path, there, then):
+    path = tmp_path / "lines"
+    if there is not None:
+        path.write_text(there)
+    with files.open_to_add_lines(path) as file:
+        file.write("new\n")
+    assert path.read_text() == then

@@ -16,7 +16,7 @@ import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tf_lbsgd.run.fields import refusal
 
@@ -121,6 +121,24 @@ def replace_file(
         raise
     if is_durable:
         _sync_folder(path.parent)
+
+
+def open_to_add_lines(path: Path) -> TextIO:
+    """Opens a text file to which whole lines are added.
+
+    A line that was cut off, as on a full disk, is ended first. So the next line stands alone.
+
+    Args:
+        path: The file, which is made if need be, in a folder that exists.
+    """
+    with path.open("a+b") as there:
+        size = there.seek(0, os.SEEK_END)
+        there.seek(max(0, size - 1))
+        is_cut_off = there.read() not in (b"", b"\n")
+    file = path.open("a", buffering=1)
+    if is_cut_off:
+        file.write("\n")
+    return file
 
 
 @contextlib.contextmanager

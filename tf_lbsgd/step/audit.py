@@ -5,17 +5,21 @@ division among workers, reading ahead and restarting, so they are the samples re
 """
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from tf_lbsgd.run.files import Kinds, open_to_add_lines, parse_object
 from tf_lbsgd.step.trainer import DataParallelModel
+
+_RECORD_KINDS: Kinds = {"step": (int,), "replica": (int,), "ids": (list,)}
 
 
 class AuditedModel(DataParallelModel):
@@ -46,7 +50,7 @@ class AuditLog:
 
     def __init__(self, path: Path, current_step: Callable[[], int]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file: TextIO = path.open("a", buffering=1)
+        self._file = open_to_add_lines(path)
         self._current_step = current_step
 
     def record(self, replica_id: tf.Tensor, sample_ids: tf.Tensor) -> None:
@@ -93,8 +97,7 @@ def read_audit(folder: Path) -> dict[int, np.ndarray]:
     """
     parts: dict[int, dict[int, list[int]]] = collections.defaultdict(dict)
     for path in sorted(folder.glob("worker-*.jsonl")):
-        for line in path.read_text().splitlines():
-            record = json.loads(line)
+        for record in _records(path):
             step, replica, ids = record["step"], record["replica"], record["ids"]
             if parts[step].setdefault(replica, ids) != ids:
                 raise ValueError(
@@ -110,6 +113,16 @@ def read_audit(folder: Path) -> dict[int, np.ndarray]:
         step: np.concatenate([replicas[r] for r in sorted(replicas)])
         for step, replicas in sorted(parts.items())
     }
+
+
+def _records(path: Path) -> Iterator[dict[str, Any]]:
+    """Yields the records in a file.
+
+    A line that was cut off is passed over. Its step failed, and was run again.
+    """
+    for line in path.read_bytes().splitlines():
+        with contextlib.suppress(ValueError):
+            yield parse_object(line, _RECORD_KINDS, str(path))
 
 
 def audit_epochs(

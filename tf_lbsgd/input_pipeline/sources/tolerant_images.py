@@ -19,6 +19,7 @@ from tf_lbsgd.input_pipeline.augmentation import Augmentation
 from tf_lbsgd.input_pipeline.batch_layout import BatchLayout
 from tf_lbsgd.input_pipeline.order import training_ids
 from tf_lbsgd.input_pipeline.source import IndexedSource, Source
+from tf_lbsgd.run.files import open_to_add_lines
 
 # From an epoch and a sample, int64 [], to a dataset of one (image, label, sample, sample that was
 # loaded, epoch).
@@ -138,7 +139,7 @@ class TolerantImages(Source):
         """Appends replacements to the log and counts them."""
         self._replaced.update(wanted.tolist())
         self._log.parent.mkdir(parents=True, exist_ok=True)
-        with self._log.open("a") as file:
+        with open_to_add_lines(self._log) as file:
             for epoch, sample, by in zip(epochs, wanted, loaded, strict=True):
                 image = self.place(int(sample))
                 line = {"epoch": int(epoch) + 1, "id": int(sample), "by": int(by), "image": image}
