@@ -1,4 +1,4 @@
-"""Measures how far apart two runs are, and how far rounding alone carries them."""
+"""Measures how far apart two runs are."""
 
 from pathlib import Path
 

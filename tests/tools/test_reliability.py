@@ -9,7 +9,8 @@ import sys
 import pytest
 from reliability_experiments import harms, harness, project_tests, sequences, straggler, trials
 from reliability_experiments.harness import Experiment, Outcome
-from reliability_experiments.trials import Trial, check
+from reliability_experiments.invariants import check
+from reliability_experiments.trials import Trial
 
 ROOT = pathlib.Path(__file__).parents[2]
 

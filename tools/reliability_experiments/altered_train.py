@@ -1,4 +1,4 @@
-"""Trains as `train` does, where something outside of the program is altered.
+"""Trains as `train` does, in altered surroundings.
 
 python altered_train.py '{"lease_secs": 2}' --run_dir=... --its --flags
 

@@ -68,7 +68,7 @@ _CONTINUED = {"touched images": (touch, ""), "a copied folder": (copy, "")}
 
 
 def run(trial: Trial) -> None:
-    """Changes the data, starts the run, changes them back, starts it again."""
+    """Starts the run with changed data and with the old ones."""
     whole = trial.undisturbed(*trial.of_shared_photos())
     trial.begun()
     flags = trial.of_photos()

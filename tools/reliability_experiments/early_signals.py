@@ -6,14 +6,8 @@ import time
 from pathlib import Path
 
 from reliability_experiments.harness import Training
-from reliability_experiments.trials import (
-    SHORT,
-    Trial,
-    check,
-    check_same_run,
-    experiment,
-    wait_for_no_process,
-)
+from reliability_experiments.invariants import check, check_same_run
+from reliability_experiments.trials import SHORT, Trial, experiment, wait_for_no_process
 from tf_lbsgd.workers.exits import DONE, INTERRUPTED, PREEMPTED
 
 EARLIEST_SECS, LATEST_SECS = 0.1, 8.0
@@ -31,7 +25,7 @@ _KINDS = {
 
 
 def run(trial: Trial) -> None:
-    """Sends a signal to a run at a drawn time, and continues the run."""
+    """Sends a signal at a drawn time, and continues the run."""
     binary, number = trial.choose(_KINDS)
     num_workers = trial.num_workers if binary == "launch" else 1
     undisturbed = trial.undisturbed(SHORT, num_workers=num_workers)
@@ -61,7 +55,7 @@ def start(trial: Trial, binary: str, num_workers: int) -> Training:
 
 
 def takes_signals(pid: int) -> bool:
-    """Returns whether our first line has run, which takes the signals."""
+    """Returns whether our first line, which takes signals, has run."""
     status = Path(f"/proc/{pid}/status").read_text()
     masks = re.findall(r"^Sig(?:Blk|Cgt):\s*(\w+)", status, re.MULTILINE)
     return any(int(mask, 16) & 1 << signal.SIGHUP - 1 for mask in masks)

@@ -1,4 +1,4 @@
-"""Harms a run that `launch` supervises, in one way or another.
+"""Harms a run that `launch` supervises.
 
 `launch` restarts the workers in a network of their own. When it has ended, it is started again.
 """
@@ -19,7 +19,8 @@ import psutil
 
 from reliability_experiments.early_signals import takes_signals
 from reliability_experiments.harness import Training, processes_of
-from reliability_experiments.trials import Trial, check
+from reliability_experiments.invariants import check
+from reliability_experiments.trials import Trial
 from tf_lbsgd.run.files import step_files
 from tf_lbsgd.workers.exits import DONE, MISCONFIGURED, PREEMPTED
 
@@ -132,7 +133,7 @@ def kill(run: HarmedRun, operation: Operation) -> None:
 
 
 def stop(run: HarmedRun, operation: Operation) -> None:
-    """Stops a worker, or for a while the only one or the launcher."""
+    """Stops a worker or, for a while, the launcher."""
     stopped = run.process(operation.victim)
     stopped.suspend()
     if operation.victim == LAUNCHER or run.num_workers == 1:
@@ -165,7 +166,7 @@ def tear(run: HarmedRun, operation: Operation) -> None:
 
 
 def add(run: HarmedRun, operation: Operation) -> None:
-    """Adds an image and kills a worker: the restart is refused."""
+    """Adds an image and kills a worker."""
     launch = run.start()
     launch.wait_until((run.run_dir / "facts.json").exists)  # from then on they are the run's data
     photo = next(run.run_dir.parent.glob("photos/train/*/*.jpg"))
@@ -181,7 +182,7 @@ def add(run: HarmedRun, operation: Operation) -> None:
 
 
 def fill(run: HarmedRun, operation: Operation) -> None:
-    """Lets no file of the run grow beyond a size for a while."""
+    """Limits the sizes of files for a while."""
     limit(run, operation.size)
     until = time.monotonic() + operation.secs
     run.start().wait_until(lambda: time.monotonic() > until)
@@ -189,7 +190,7 @@ def fill(run: HarmedRun, operation: Operation) -> None:
 
 
 def limit(run: HarmedRun, size: int) -> None:
-    """Limits the sizes of files of all processes of a run."""
+    """Limits the sizes of files of a run."""
     for process in processes_of(run.run_dir):
         with contextlib.suppress(psutil.Error):
             process.rlimit(psutil.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))

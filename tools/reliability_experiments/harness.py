@@ -195,7 +195,7 @@ class Training(WorkerProcesses):
 
 
 def train_flags(run_dir: Path, every_steps: int = CHECKPOINT_EVERY_STEPS) -> list[str]:
-    """Returns the flags of `train` for the run of an experiment."""
+    """Returns the flags of `train` for an experiment."""
     return [
         f"--run_dir={run_dir}",
         "--deterministic",
@@ -231,7 +231,7 @@ def undisturbed_weights(folder: Path, num_workers: int) -> str:
 
 
 def processes_of(path: Path) -> list[psutil.Process]:
-    """Returns processes with a path in their command line or mark.
+    """Returns processes with a path in command line or mark.
 
     This process is left out.
     """

@@ -11,7 +11,8 @@ import numpy as np
 
 import tf_lbsgd
 from reliability_experiments.harness import Training
-from reliability_experiments.trials import Trial, addresses, check, experiment
+from reliability_experiments.invariants import check
+from reliability_experiments.trials import Trial, addresses, experiment
 from tf_lbsgd.cli import flag_definitions
 from tf_lbsgd.run.folder import RunFolder
 from tf_lbsgd.step import audit
@@ -47,7 +48,7 @@ class MixedWorkers(Training):
 
 
 def meet_other_code(trial: Trial) -> None:
-    """Starts a worker with a changed file: both end, and name the code."""
+    """Starts a worker with a changed file, which is named."""
     path = copy_package(trial) / trial.draw.choice(sorted(package_files()))
     path.write_text(path.read_text() + "\n# other code\n")
     check_refused(trial, "differs from the chief in code of tf_lbsgd")
@@ -107,7 +108,7 @@ def continue_an_older_run(trial: Trial) -> None:
 
 
 def refuse_a_newer_run(trial: Trial) -> None:
-    """Starts in a run folder with fields that only a newer version has."""
+    """Starts in a run folder of a newer version."""
     trial.begun()
     path = trial.run_dir / "recipe.json"
     name = trial.draw.choice(("sharpness", "clip_norm", "teacher"))
@@ -127,7 +128,7 @@ def package_files() -> list[str]:
 
 
 def check_refused(trial: Trial, words: str) -> None:
-    """Checks that all workers end before the first step, with some words."""
+    """Checks that all workers end before the first step."""
     with MixedWorkers(trial, trial.folder / "other") as run:
         statuses = run.wait(_REFUSED_SECS)
     said = run.terminal()

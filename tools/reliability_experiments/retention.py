@@ -4,12 +4,8 @@ import os
 from pathlib import Path
 
 from reliability_experiments.harness import Training
-from reliability_experiments.trials import (
-    Trial,
-    check,
-    check_same_run,
-    experiment,
-)
+from reliability_experiments.invariants import check, check_same_run
+from reliability_experiments.trials import Trial, experiment
 from tf_lbsgd import checkpoints
 from tf_lbsgd.run.files import step_files, step_of
 from tf_lbsgd.workers.exits import DONE
@@ -40,7 +36,7 @@ _DAMAGES = (flip, truncate, remove)
 
 
 def damage_newest(trial: Trial, count: int) -> None:
-    """Damages some of the newest checkpoints, each in a drawn way."""
+    """Damages the newest checkpoints, each in a drawn way."""
     for path in step_files(trial.run_dir / "checkpoints", ".json")[-count:]:
         trial.draw.choice(_DAMAGES)(path, trial)
 
@@ -56,7 +52,7 @@ def damage_the_newest_three(trial: Trial) -> None:
 
 
 def damage_all(trial: Trial) -> None:
-    """Damages all: the run is refused, unless it may begin again."""
+    """Damages all of them, so that the run is refused."""
     damage_newest(trial, 99)
     trial.check_is_refused(
         *keep_one(trial), says=("no complete checkpoint", "restart_from_scratch")
@@ -64,7 +60,7 @@ def damage_all(trial: Trial) -> None:
 
 
 def damage_again(trial: Trial) -> None:
-    """Damages the newest two, and again while the run goes on."""
+    """Damages the newest two, and later the newest one."""
     damage_newest(trial, 2)
     with training(trial) as run:
         before = len(run.entered_steps())

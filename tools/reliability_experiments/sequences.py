@@ -1,4 +1,4 @@
-"""Harms runs by drawn sequences of kills, cuts, full disks and more."""
+"""Harms runs by drawn sequences of many kinds."""
 
 import contextlib
 import dataclasses
@@ -11,12 +11,8 @@ import psutil
 from hypothesis import strategies as st
 
 from reliability_experiments.harms import HARMS, LAUNCHER, HarmedRun, Operation
-from reliability_experiments.trials import (
-    Trial,
-    check_order,
-    check_same_run,
-    experiment,
-)
+from reliability_experiments.invariants import check_order, check_same_run
+from reliability_experiments.trials import Trial, experiment
 from reliability_experiments.yardstick import check_within_one_ulp
 from tf_lbsgd.workers.exits import DONE, FAILED
 
@@ -63,7 +59,7 @@ def drawn_sequences(
 
 
 def harm(trial: Trial, sequence: list[Operation]) -> None:
-    """Harms a run by a sequence, and compares it with an undisturbed one."""
+    """Harms a run, and compares it with an undisturbed one."""
     whole = trial.undisturbed(*trial.of_shared_photos())
     with HarmedRun(trial) as run:
         for operation in sequence:

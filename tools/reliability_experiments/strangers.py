@@ -11,14 +11,8 @@ import time
 import psutil
 
 from reliability_experiments.harness import Training
-from reliability_experiments.trials import (
-    SHORT,
-    Trial,
-    addresses,
-    check,
-    check_same_run,
-    experiment,
-)
+from reliability_experiments.invariants import check, check_same_run
+from reliability_experiments.trials import SHORT, Trial, addresses, experiment
 from tf_lbsgd.workers import channel
 from tf_lbsgd.workers.cluster import split_address
 from tf_lbsgd.workers.exits import DONE
@@ -45,7 +39,7 @@ _LONGEST_STREAM = 200  # MiB
 
 
 def drawn_line(trial: Trial) -> bytes:
-    """Returns a message, in which a drawn part is wrong or none."""
+    """Returns a message, of which a part may be wrong."""
     message = dict(trial.draw.choice(_MESSAGES))
     if trial.draw.random() < 0.6:
         message[trial.draw.choice([*message, "extra"])] = trial.draw.choice(_VALUES)
@@ -74,7 +68,7 @@ def drawn_bytes(trial: Trial) -> bytes:
 
 
 def call(address: str, sent: bytes, is_kept_open: bool, mebibytes: int) -> socket.socket | None:
-    """Calls a worker. Returns the connection if it is kept open."""
+    """Calls a worker, and returns a connection that stays open."""
     with contextlib.suppress(OSError):
         sock = socket.create_connection(split_address(address), 1.0)
         with contextlib.suppress(OSError):
@@ -125,7 +119,7 @@ def run(trial: Trial) -> None:
 
 
 def watch_memory(workers: Training, secs: float) -> int:
-    """Returns by how many bytes the chief grew while it met strangers."""
+    """Returns by how many bytes the chief grew meanwhile."""
     chief = psutil.Process(workers.processes[0].pid)
     workers.wait_until(lambda: is_listening(chief))
     before = chief.memory_info().rss

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from reliability_experiments.harness import TOTAL_STEPS, Training
-from reliability_experiments.trials import Trial, check, check_same_run, experiment
+from reliability_experiments.invariants import check, check_same_run
+from reliability_experiments.trials import Trial, experiment
 from tf_lbsgd.workers.exits import DONE, FAILED, MISCONFIGURED, PREEMPTED
 
 _CONTENTS = (b"", b"{", b"[]", b"\xff\xfe", b"[" * 50_000, b'{"step": "3"}', b"null", b"7")
@@ -22,7 +23,7 @@ _STEP_TIMEOUT = "--step_timeout_secs=8"
 
 
 def stop_with_torn_states(trial: Trial) -> None:
-    """Tears state files, then kills or stops a worker: the others end."""
+    """Tears a state file and kills or stops its worker."""
     with trial.training(_STEP_TIMEOUT) as run:
         run.wait_for_step(trial.draw.randrange(2, TOTAL_STEPS - 20))
         victim = trial.draw.randrange(trial.num_workers)
@@ -34,7 +35,7 @@ def stop_with_torn_states(trial: Trial) -> None:
 
 
 def remove_the_logs(trial: Trial) -> None:
-    """Removes logs/, then kills or stops a worker: the others end."""
+    """Removes logs/, then kills or stops a worker."""
     with trial.training(_STEP_TIMEOUT) as run:
         run.wait_for_step(trial.draw.randrange(2, TOTAL_STEPS - 20))
         (trial.run_dir / "logs").rename(trial.folder / "removed")
@@ -44,7 +45,7 @@ def remove_the_logs(trial: Trial) -> None:
 
 
 def block_the_disk(trial: Trial) -> None:
-    """Lets a write of the chief block: its watchdog ends it."""
+    """Lets a write of the chief block."""
     altered = json.dumps({"blocked_after": trial.draw.randrange(4, 60)})
     program = (sys.executable, str(Path(__file__).with_name("altered_train.py")), altered)
     with trial.training(_STEP_TIMEOUT, program=program) as run:
@@ -54,7 +55,7 @@ def block_the_disk(trial: Trial) -> None:
 
 
 def put_odd_files(trial: Trial) -> None:
-    """Puts files of other programs into checkpoints/: they are left alone."""
+    """Puts files of other programs into checkpoints/."""
     interrupt(trial)
     folder = trial.run_dir / "checkpoints"
     names = trial.draw.sample(_ODD_NAMES, 4)
@@ -70,7 +71,7 @@ def put_odd_files(trial: Trial) -> None:
 
 
 def tear_a_record(trial: Trial) -> None:
-    """Tears a file that the run needs: it is refused until it is back."""
+    """Tears a file that the run needs."""
     interrupt(trial)
     names = ("recipe.json", "metrics.jsonl", "facts.json", "data_files.json")
     path = trial.run_dir / trial.draw.choice(names)
@@ -86,7 +87,7 @@ def tear_a_record(trial: Trial) -> None:
 
 
 def empty_the_states(trial: Trial) -> None:
-    """Tears state files, the lease and the logs between two attempts."""
+    """Tears state files and the lease between two attempts."""
     interrupt(trial)
     for path in [
         *trial.run_dir.glob("logs/*.state.json"),
@@ -106,7 +107,7 @@ def interrupt(trial: Trial) -> None:
 
 
 def tear(path: Path, trial: Trial) -> None:
-    """Gives a file another content, or puts a FIFO in its place."""
+    """Replaces a file by other bytes or by a FIFO."""
     path.unlink(missing_ok=True)
     if trial.draw.random() < 0.2:
         os.mkfifo(path)

@@ -1,4 +1,4 @@
-"""Draws trials, runs them, and counts those that keep their invariants.
+"""Draws trials and counts those that keep their invariants.
 
 A trial is drawn with its figure, number of workers and own number as the seed, so it is the same
 every time. What it found is kept in `figure-F-workers-W-trials/N.json`, and the folder of a trial
@@ -17,39 +17,24 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 import psutil
 from tqdm import tqdm
 
-from reliability_experiments.harness import (
-    NUM_IMAGES,
-    Experiment,
-    Outcome,
-    Training,
-    inexact_epochs,
-    processes_of,
-)
+from reliability_experiments.harness import Experiment, Outcome, Training, processes_of
+from reliability_experiments.invariants import PHOTO_COPIES, check, check_same_run, contents
 from tf_lbsgd.run.files import replace_file
 from tf_lbsgd.run.folder import RunFolder
-from tf_lbsgd.step import audit
 from tf_lbsgd.workers.exits import DONE, MISCONFIGURED
 
 PHOTOS = Path(__file__).parents[2] / "tests" / "data" / "photos"
-PHOTO_COPIES = 4
-NUM_PHOTOS = 32 * PHOTO_COPIES
 # 10 steps an epoch, which drop 8 images; 1, 2 and 3 workers share k = 6.
 OF_PHOTOS = (
     "--dataset=folder:photos", "--image_size=16", "--global_batch_size=12",
     "--micro_batch_size=2", "--reference_batch_size=12", "--epochs=3",
 )  # fmt: skip
 SHORT = "--epochs=2"  # for a run of synthetic images of which only the start matters
-NOT_COMPARED = {"images_per_second", "seconds", "attempt", "slowest_worker", "slowest_worker_ratio"}
 _END_SECS = 10.0
 _Kind = TypeVar("_Kind")
-
-
-class BrokenError(AssertionError):
-    """An invariant does not hold."""
 
 
 @dataclasses.dataclass
@@ -78,7 +63,7 @@ class Trial:
         return self.folder / "run"
 
     def choose(self, kinds: Mapping[str, _Kind]) -> _Kind:
-        """Takes each kind of trial in turn, and returns what it has."""
+        """Returns what belongs to the next kind of trial."""
         self.kind = list(kinds)[self.number % len(kinds)]
         return kinds[self.kind]
 
@@ -88,15 +73,15 @@ class Trial:
         return Training(self.run_dir, workers, flags=flags, **{"supervised": False, **arguments})
 
     def of_photos(self) -> tuple[str, ...]:
-        """Returns the flags of a run on this trial's own photographs."""
+        """Returns the flags of a run on own photographs."""
         return (*OF_PHOTOS, f"--data_dir={copy_photos(self.folder)}")
 
     def of_shared_photos(self) -> tuple[str, ...]:
-        """Returns the flags of a run on photographs that all trials share."""
+        """Returns the flags of a run on shared photographs."""
         return (*OF_PHOTOS, f"--data_dir={copy_photos(self.shared)}")
 
     def begun(self, *flags: str) -> None:
-        """Makes the run folder that of a run which was stopped in an epoch.
+        """Copies a run that was stopped in an epoch.
 
         The run is the same for all trials of a figure. It was trained once.
         """
@@ -127,7 +112,7 @@ class Trial:
         check_same_run(self.run_dir, undisturbed)
 
     def check_is_refused(self, *flags: str, says: Sequence[str]) -> None:
-        """Starts the run, which must end with status 2 and some words."""
+        """Starts the run, which must be refused with some words."""
         before = contents(self.run_dir)
         with self.training(*flags) as run:
             statuses = run.wait()
@@ -143,48 +128,6 @@ class Trial:
         check(not changed, f"the refusal changed {changed}")
 
 
-def check(holds: object, otherwise: str) -> None:
-    """Raises BrokenError unless an invariant holds."""
-    if not holds:
-        raise BrokenError(otherwise)
-
-
-def check_same_run(run_dir: Path, undisturbed: Path) -> None:
-    """Checks that a complete run equals the undisturbed one bit by bit."""
-    one, other = (RunFolder(path).read_result() for path in (run_dir, undisturbed))
-    check(one and one["weights_sha256"] == other["weights_sha256"], "the weights differ")
-    check_order(run_dir, undisturbed)
-    for resumed, expected in zip(*(map(metrics_of, (run_dir, undisturbed))), strict=True):
-        differing = [name for name in expected if resumed.get(name) != expected[name]]
-        check(not differing, f"epoch {expected['epoch']} differs in {differing}")
-
-
-def check_order(run_dir: Path, undisturbed: Path) -> None:
-    """Checks that every epoch is exact, and recorded once, in the same order."""
-    epochs = [metrics["epoch"] for metrics in RunFolder(run_dir).read_metrics()]
-    recorded = [metrics["epoch"] for metrics in RunFolder(undisturbed).read_metrics()]
-    check(epochs == recorded, f"recorded epochs {epochs}")
-    one, other = (audit.read_audit(path / "audit") for path in (run_dir, undisturbed))
-    check(one.keys() == other.keys(), f"steps {sorted(one.keys() ^ other.keys())} differ")
-    differing = [step for step in one if not np.array_equal(one[step], other[step])]
-    check(not differing, f"the samples of steps {differing} differ")
-    is_of_photos = RunFolder(run_dir).read_recipe().dataset.endswith("photos")
-    inexact = inexact_epochs(run_dir, NUM_PHOTOS if is_of_photos else NUM_IMAGES)
-    check(inexact == 0, f"{inexact} inexact epochs")
-
-
-def metrics_of(run_dir: Path) -> list[dict]:
-    """Returns what must be equal in two runs, of each epoch."""
-    metrics = RunFolder(run_dir).read_metrics()
-    return [{n: v for n, v in epoch.items() if n not in NOT_COMPARED} for epoch in metrics]
-
-
-def contents(run_dir: Path) -> dict[str, bytes]:
-    """Returns the files that count in a run folder, by name."""
-    paths = [*run_dir.glob("*.json*"), *(run_dir / "checkpoints").rglob("*")]
-    return {str(path): path.read_bytes() for path in paths if path.is_file()}
-
-
 def addresses(workers: Training) -> tuple[str, ...]:
     """Returns the addresses of the workers of a run."""
     config = psutil.Process(workers.processes[0].pid).environ()["TF_CONFIG"]
@@ -192,7 +135,7 @@ def addresses(workers: Training) -> tuple[str, ...]:
 
 
 def copy_photos(folder: Path) -> Path:
-    """Makes a data set of photographs in a folder, which it returns."""
+    """Copies photographs into a folder, which it returns."""
     for path in sorted((PHOTOS).glob("*/*/*.jpg")):
         place = folder / "photos" / path.relative_to(PHOTOS).parent
         place.mkdir(parents=True, exist_ok=True)
@@ -228,7 +171,7 @@ class Trials:
         return _outcome([json.loads((kept / f"{n}.json").read_text()) for n in range(repetitions)])
 
     def _found(self, trial: Trial) -> dict[str, str]:
-        """Returns the kind of a trial and what is wrong with it."""
+        """Returns the kind of a trial and its problem."""
         problem = ""
         try:
             self.run(trial)

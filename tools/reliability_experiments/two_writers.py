@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 
 from reliability_experiments.harness import Training
-from reliability_experiments.trials import Trial, check, check_same_run, contents, experiment
+from reliability_experiments.invariants import check, check_same_run, contents
+from reliability_experiments.trials import Trial, experiment
 from tf_lbsgd.workers.exits import DONE, FAILED
 
 LAST_STEP = 70  # of 78
@@ -18,7 +19,7 @@ _PROGRAM = (
 
 
 def writer(trial: Trial) -> Training:
-    """Returns a run that waits only 2 s for one that stands still."""
+    """Returns a run that soon takes over a folder."""
     return trial.training(program=_PROGRAM)
 
 
@@ -36,7 +37,7 @@ def start_at_once(trial: Trial) -> None:
 
 
 def stop_the_chief(trial: Trial) -> None:
-    """Stops a chief, which goes on when another run has begun."""
+    """Stops a chief, and continues it beside another run."""
     with writer(trial) as stale:
         stale.wait_for_step(trial.draw.randrange(2, LAST_STEP))
         time.sleep(trial.draw.uniform(0, 0.1))

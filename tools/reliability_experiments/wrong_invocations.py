@@ -12,7 +12,8 @@ from collections.abc import Callable
 from worker_processes import binary_command, end_all, environment, start
 
 from reliability_experiments.harness import mark
-from reliability_experiments.trials import Trial, check, experiment
+from reliability_experiments.invariants import check
+from reliability_experiments.trials import Trial, experiment
 from tf_lbsgd.run.fields import Rule, rule_of
 from tf_lbsgd.run.options import LaunchOptions, RunOptions
 from tf_lbsgd.run.recipe import Recipe
@@ -111,7 +112,7 @@ def is_wrong(rule: Rule, field: dataclasses.Field, text: str) -> bool:
 
 
 def with_wrong_text(draw: random.Random) -> Invocation:
-    """Returns an invocation with a folder, data set or model that is none."""
+    """Returns an invocation with a wrong text."""
     name, texts = draw.choice(
         (
             ("run_dir", _RUN_DIRS),
@@ -125,7 +126,7 @@ def with_wrong_text(draw: random.Random) -> Invocation:
 
 
 def with_wrong_words(draw: random.Random) -> Invocation:
-    """Returns an invocation with a stray word or an unknown flag."""
+    """Returns an invocation with a wrong word or flag."""
     binary = draw.choice(list(_VALID))
     word = draw.choice(
         ("now", "--epoch=3", "--", "-x", "--batch_size=3", "--no", "---epochs=1", "--=3", "ü",
@@ -142,7 +143,7 @@ def with_wrong_cluster(draw: random.Random) -> Invocation:
 
 
 def of_wrong_run(draw: random.Random) -> Invocation:
-    """Returns an invocation that looks at a run that is none."""
+    """Returns an invocation that looks at a wrong run."""
     place = draw.choice((*_RUN_DIRS, "PLACE", "PLACE/absent"))
     binary = draw.choice(("evaluate", "export", "report"))
     more = ("--output=PLACE/out.keras",) if binary == "export" else ()

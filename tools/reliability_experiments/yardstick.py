@@ -5,7 +5,7 @@ from pathlib import Path
 from state_differences import GROUPS, read_state, relative_differences, write_perturbed_start
 
 from reliability_experiments.harness import Training
-from reliability_experiments.trials import check
+from reliability_experiments.invariants import check
 from tf_lbsgd.run.folder import RunFolder
 from tf_lbsgd.run.options import RunOptions
 
@@ -13,7 +13,7 @@ _PERTURBED_RUNS = 8
 
 
 def check_within_one_ulp(run_dir: Path, undisturbed: Path, flags: tuple[str, ...]) -> None:
-    """Checks that two complete runs are as close as rounding leaves them.
+    """Checks that two complete runs differ by rounding alone.
 
     The yardstick is that of docs/equivalence.md: runs from initial weights that are one ulp off.
     They are made once.
