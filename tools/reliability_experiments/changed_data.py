@@ -68,7 +68,7 @@ _CONTINUED = {"touched images": (touch, ""), "a copied folder": (copy, "")}
 
 
 def run(trial: Trial) -> None:
-    """Starts the run with changed data and with the old ones."""
+    """Starts the run with changed data, then with old ones."""
     whole = trial.undisturbed(*trial.of_shared_photos())
     trial.begun()
     flags = trial.of_photos()

@@ -25,7 +25,7 @@ _KINDS = {
 
 
 def run(trial: Trial) -> None:
-    """Sends a signal at a drawn time, and continues the run."""
+    """Sends a signal at a drawn time, and goes on."""
     binary, number = trial.choose(_KINDS)
     num_workers = trial.num_workers if binary == "launch" else 1
     undisturbed = trial.undisturbed(SHORT, num_workers=num_workers)
