@@ -120,6 +120,10 @@ class HarmedRun:
             raise psutil.NoSuchProcess(0)
         return found[0]
 
+    def workers(self) -> list[psutil.Process]:
+        """Returns the workers that run or stand still."""
+        return [p for p in processes_of(self.run_dir) if "tf_lbsgd.cli.train" in p.cmdline()]
+
     def checkpoints(self) -> list[Path]:
         """Returns the manifests of the checkpoints."""
         return step_files(self.run_dir / "checkpoints", ".json")
@@ -133,12 +137,17 @@ def kill(run: HarmedRun, operation: Operation) -> None:
 
 
 def stop(run: HarmedRun, operation: Operation) -> None:
-    """Stops a worker or, for a while, the launcher."""
+    """Stops a worker or, for a while, the launcher.
+
+    If all workers stand still, no one can notice, so they go on after a while too.
+    """
     stopped = run.process(operation.victim)
     stopped.suspend()
-    if operation.victim == LAUNCHER or run.num_workers == 1:
+    workers = run.workers()
+    if operation.victim == LAUNCHER or all(w.status() == psutil.STATUS_STOPPED for w in workers):
         time.sleep(operation.secs / 5)
-        stopped.resume()
+        for process in (stopped, *workers):
+            process.resume()
 
 
 def cut(run: HarmedRun, operation: Operation) -> None:
