@@ -21,6 +21,7 @@ from reliability_experiments.early_signals import takes_signals
 from reliability_experiments.harness import Training, processes_of
 from reliability_experiments.invariants import check
 from reliability_experiments.trials import Trial
+from tf_lbsgd.checkpoints import complete_steps
 from tf_lbsgd.run.files import step_files
 from tf_lbsgd.workers.exits import DONE, MISCONFIGURED, PREEMPTED
 
@@ -99,6 +100,8 @@ class HarmedRun:
         (status,) = run.wait()
         said, self.launch = run.terminal(), None
         if status == MISCONFIGURED and MISCONFIGURED not in allowed and _NO_CHECKPOINT in said:
+            left = list(complete_steps(self.run_dir / "checkpoints"))
+            check(not left, f"refused, but the checkpoints of steps {left} are complete")
             self.is_refused = True
             return status
         check(status in allowed, f"launch ended with {status}: {said[-3000:]}")
@@ -147,7 +150,8 @@ def stop(run: HarmedRun, operation: Operation) -> None:
     if operation.victim == LAUNCHER or all(w.status() == psutil.STATUS_STOPPED for w in workers):
         time.sleep(operation.secs / 5)
         for process in (stopped, *workers):
-            process.resume()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
 
 
 def cut(run: HarmedRun, operation: Operation) -> None:

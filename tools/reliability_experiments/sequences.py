@@ -11,12 +11,13 @@ import psutil
 from hypothesis import strategies as st
 
 from reliability_experiments.harms import HARMS, LAUNCHER, HarmedRun, Operation
-from reliability_experiments.invariants import check_order, check_same_run
+from reliability_experiments.invariants import check, check_order, check_same_run
 from reliability_experiments.trials import Trial, experiment
 from reliability_experiments.yardstick import check_within_one_ulp
 from tf_lbsgd.workers.exits import DONE, FAILED
 
 NUM_SEQUENCES = 100
+MOST_ENDS = 3  # of launch, after the last harm
 REFUSED = "refused, as all checkpoints were torn"
 
 
@@ -67,8 +68,10 @@ def harm(trial: Trial, sequence: list[Operation]) -> None:
                 break
             with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
                 HARMS[operation.kind](run, operation)
+        ends = 0
         while not run.is_refused and run.end(DONE, FAILED) != DONE:
-            pass
+            ends += 1
+            check(ends < MOST_ENDS, "launch fails again and again, although nothing is wrong")
     if run.is_refused:
         trial.kind = REFUSED
         return
