@@ -129,14 +129,9 @@ def no_model(num_classes, image_shape, seed, dtype):
     return "resnet"
 
 
-def of_other_arguments(num_classes, image_shape, seed):
-    return functional(num_classes, image_shape, seed, "float32")
-
-
 @pytest.mark.parametrize(
     ("function", "said"),
     [
-        (of_other_arguments, r"takes other arguments"),
         (with_softmax, "logits"),
         (of_seven_classes, r"\(None, 7\)"),
         (of_other_images, r"\(None, 9, 9, 1\)"),

@@ -11,7 +11,6 @@ policy is that of the recipe's precision.
 """
 
 import contextlib
-import functools
 import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +22,7 @@ from tf_lbsgd.private_api import names_from_the_start
 from tf_lbsgd.run import catalogue
 from tf_lbsgd.run.fields import refusal
 from tf_lbsgd.run.recipe import Recipe
-from tf_lbsgd.run.user_code import check_arguments, load_user_function
+from tf_lbsgd.run.user_code import load_user_function
 
 _PRECISION_POLICIES = {
     "float32": "float32",
@@ -44,17 +43,15 @@ def build_model(recipe: Recipe, num_classes: int, image_shape: Sequence[int]) ->
         image_shape: (height, width, channels).
 
     Raises:
-        ValueError: The builder cannot be imported or takes other arguments. Or it does not return
-            a model that takes such images and returns such logits.
+        ValueError: The builder cannot be imported. Or it does not return a model that takes such
+            images and returns such logits.
     """
     policy = _PRECISION_POLICIES[recipe.precision]
     keras.utils.set_random_seed(recipe.seed)
     with _dtype_policy(policy), names_from_the_start():
-        given = {"num_classes": num_classes, "image_shape": tuple(image_shape)}
-        given |= {"seed": recipe.seed, "dtype": policy}
-        builder = _builder(recipe)
-        check_arguments(recipe.model, builder, given)
-        model = builder(**given)
+        model = _builder(recipe)(
+            num_classes=num_classes, image_shape=tuple(image_shape), seed=recipe.seed, dtype=policy
+        )
         if not isinstance(model, keras.Model):
             raise refusal(f"{recipe.model} built no model.", repr(model), "a keras.Model")
         _check(recipe.model, model, num_classes, tuple(image_shape))
@@ -84,7 +81,7 @@ def _builder(recipe: Recipe) -> Callable[..., keras.Model]:
     entry = catalogue.MODELS.get(recipe.model)
     builder = entry.load() if entry else load_user_function(recipe.model)
     if "zero_gamma" in inspect.signature(builder).parameters:
-        return functools.partial(builder, zero_gamma=recipe.zero_gamma)
+        return lambda **arguments: builder(**arguments, zero_gamma=recipe.zero_gamma)
     if not recipe.zero_gamma:
         raise refusal(
             "The model decides about its own gammas: leave out --zero_gamma.",

@@ -12,7 +12,7 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,31 +76,6 @@ def _checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
             ) from error
 
     return call
-
-
-def check_arguments(name: str, function: Callable[..., Any], given: Collection[str]) -> None:
-    """Checks that a function takes what it will be given.
-
-    Args:
-        name: "package.module:function".
-        function: The function.
-        given: Names of all arguments that it will be given, by name.
-
-    Raises:
-        ValueError: It does not take one of them, or needs others.
-    """
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):  # a function that is not written in Python may have none
-        return
-    try:
-        signature.bind(**dict.fromkeys(given))
-    except TypeError as error:
-        raise refusal(
-            f"{name} takes other arguments.",
-            f"{name.partition(':')[2]}{signature} ({error})",
-            f"a function that takes {', '.join(given)} by name",
-        ) from error
 
 
 def digests_of(names: Iterable[str]) -> dict[str, str]:

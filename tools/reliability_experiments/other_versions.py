@@ -16,6 +16,7 @@ from reliability_experiments.trials import Trial, addresses, experiment
 from tf_lbsgd.cli import flag_definitions
 from tf_lbsgd.run.folder import RunFolder
 from tf_lbsgd.step import audit
+from tf_lbsgd.workers import channel
 from tf_lbsgd.workers.cluster import split_address
 from tf_lbsgd.workers.exits import DONE, FAILED, MISCONFIGURED
 
@@ -57,10 +58,10 @@ def meet_other_code(trial: Trial) -> None:
 def meet_other_protocol(trial: Trial) -> None:
     """Starts a worker whose meeting has another version."""
     path = copy_package(trial) / "workers" / "channel.py"
-    version = trial.draw.choice((0, 1, 3, 4, 99))
-    path.write_text(path.read_text().replace("VERSION = 2 ", f"VERSION = {version} "))
-    named = version if version else "0"
-    check_refused(trial, f"speaks version {named} of the meeting")
+    version = trial.draw.choice(sorted({0, 1, 2, 3, 4, 99} - {channel.VERSION}))
+    ours, other = f"VERSION = {channel.VERSION} ", f"VERSION = {version} "
+    path.write_text(path.read_text().replace(ours, other))
+    check_refused(trial, f"speaks version {version} of the meeting")
 
 
 def meet_the_first_protocol(trial: Trial) -> None:

@@ -166,9 +166,6 @@ def other_shapes(*, data_dir, image_size):
     train, _ = photos(data_dir=None, image_size=None)
     wide = input_pipeline.ArraySource(np.zeros((4, 6, 9, 1), np.uint8), np.zeros(4), ("a", "b"))
     return train, wide
-
-def of_other_arguments(data_dir, size):
-    return None
 """
 
 
@@ -200,7 +197,6 @@ def test_a_function_of_the_user_opens_both_splits(user_module):
         ("other_classes", r"different class_names. Received: .*\('a', 'x'\).*\('a', 'y'\)"),
         ("other_shapes", r"different image_shape. Received: .*\(6, 6, 1\).*\(6, 9, 1\)"),
         ("no_such", "no_such"),
-        ("of_other_arguments", r"of_other_arguments takes other arguments\. .*\(data_dir, size\)"),
     ],
 )
 def test_what_a_user_returns_is_checked(function, message, user_module):

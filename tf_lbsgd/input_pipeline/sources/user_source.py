@@ -15,7 +15,7 @@ from typing import Any
 
 from tf_lbsgd.input_pipeline.source import Source
 from tf_lbsgd.input_pipeline.sources.open_request import OpenRequest
-from tf_lbsgd.run.user_code import check_arguments, load_user_function
+from tf_lbsgd.run.user_code import load_user_function
 
 
 def open_user_source(dataset: str, request: OpenRequest) -> Source:
@@ -26,13 +26,10 @@ def open_user_source(dataset: str, request: OpenRequest) -> Source:
       request: The split, and what the function is called with.
 
     Raises:
-      ValueError: if there is no such function, if it takes other arguments, or if it does not
-        return two sources of the same image shape and the same classes.
+      ValueError: if there is no such function, or it does not return two sources of the same image
+        shape and the same classes.
     """
-    function = load_user_function(dataset)
-    given = {"data_dir": request.data_dir, "image_size": request.image_size}
-    check_arguments(dataset, function, given)
-    returned = function(**given)
+    returned = load_user_function(dataset)(data_dir=request.data_dir, image_size=request.image_size)
     train, validation = _two_sources(dataset, returned)
     for name in ("image_shape", "class_names"):
         of_train, of_validation = getattr(train, name), getattr(validation, name)
