@@ -10,7 +10,8 @@ import hypothesis
 import psutil
 from hypothesis import strategies as st
 
-from reliability_experiments.harms import HARMS, LAUNCHER, HarmedRun, Operation
+from reliability_experiments.harmed_run import LAUNCHER, HarmedRun
+from reliability_experiments.harms import HARMS, Operation
 from reliability_experiments.invariants import check, check_order, check_same_run
 from reliability_experiments.trials import Trial, experiment
 from reliability_experiments.yardstick import check_within_one_ulp
