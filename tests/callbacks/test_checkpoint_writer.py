@@ -59,7 +59,7 @@ def fit(folder, steps=None, evaluation=None, notice=None, **every):
     run_folder = RunFolder(folder)
     run_folder.claim(RECIPE)
     inputs = keras.Input((3,))
-    model = lbsgd.DataParallelModel(inputs, keras.layers.Dense(4)(inputs), micro_batch_size=4)
+    model = lbsgd.DataParallelModel(inputs, keras.layers.Dense(4)(inputs))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     accuracy = keras.metrics.SparseCategoricalAccuracy(name="top_1_accuracy")
     model.compile("sgd", loss, metrics=[accuracy])

@@ -3,6 +3,8 @@
 Proved on what entered the steps of real worker processes, not on what the pipeline meant.
 """
 
+import functools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -24,54 +26,62 @@ RECIPE = (
 EPOCHS_OF_STEPS = [range(e * STEPS_PER_EPOCH, (e + 1) * STEPS_PER_EPOCH) for e in range(EPOCHS)]
 
 
+FOUR = pytest.param(4, marks=pytest.mark.long)
+
+
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    folders = {n: tmp_path_factory.mktemp("audit") / str(n) for n in (1, 2, 4)}
-    for num_workers, folder in folders.items():
+def trained(tmp_path_factory):
+    """Returns the run folder of a number of workers, which it trains once."""
+
+    @functools.cache
+    def run_of(num_workers):
+        folder = tmp_path_factory.mktemp("audit") / str(num_workers)
         train(folder, num_workers, *RECIPE)
-    return folders
+        return folder
+
+    return run_of
 
 
-def test_every_epoch_uses_every_image_at_most_once_and_drops_another_tail(runs):
-    for folder in runs.values():
-        audits = audit.audit_epochs(audit.read_audit(folder / "audit"), EPOCHS_OF_STEPS, NUM_IMAGES)
-        assert [a.num_used for a in audits] == [STEPS_PER_EPOCH * GLOBAL_BATCH] * EPOCHS
-        assert all(a.repeated == () for a in audits)
-        assert all(len(a.dropped) == NUM_IMAGES % GLOBAL_BATCH for a in audits)
-        assert len({a.dropped for a in audits}) == EPOCHS
-        assert len({a.sequence_sha256 for a in audits}) == EPOCHS
+@pytest.mark.parametrize("num_workers", [1, 2, FOUR])
+def test_every_epoch_uses_every_image_at_most_once_and_drops_another_tail(trained, num_workers):
+    records = audit.read_audit(trained(num_workers) / "audit")
+    audits = audit.audit_epochs(records, EPOCHS_OF_STEPS, NUM_IMAGES)
+    assert [a.num_used for a in audits] == [STEPS_PER_EPOCH * GLOBAL_BATCH] * EPOCHS
+    assert all(a.repeated == () for a in audits)
+    assert all(len(a.dropped) == NUM_IMAGES % GLOBAL_BATCH for a in audits)
+    assert len({a.dropped for a in audits}) == EPOCHS
+    assert len({a.sequence_sha256 for a in audits}) == EPOCHS
 
 
-def test_workers_divide_the_same_sequence(runs):
-    reference = audit.read_audit(runs[1] / "audit")
-    for num_workers in (2, 4):
-        records = audit.read_audit(runs[num_workers] / "audit")
-        assert records.keys() == reference.keys()
-        for step, ids in reference.items():
-            np.testing.assert_array_equal(records[step], ids)
-        assert len(list((runs[num_workers] / "audit").iterdir())) == num_workers
+@pytest.mark.parametrize("num_workers", [2, FOUR])
+def test_workers_divide_the_same_sequence(trained, num_workers):
+    reference = audit.read_audit(trained(1) / "audit")
+    records = audit.read_audit(trained(num_workers) / "audit")
+    assert records.keys() == reference.keys()
+    for step, ids in reference.items():
+        np.testing.assert_array_equal(records[step], ids)
+    assert len(list((trained(num_workers) / "audit").iterdir())) == num_workers
 
 
 def verify(run_dir):
     return run_tool("verify_audit", f"--run_dir={run_dir}")
 
 
-def test_the_tool_confirms_an_exact_run_and_names_dropped_images(runs):
-    completed = verify(runs[2])
+def test_the_tool_confirms_an_exact_run_and_names_dropped_images(trained):
+    completed = verify(trained(2))
     assert completed.returncode == 0, completed.stderr
     assert "Every epoch used each image at most once." in completed.stdout
-    dropped = audit.audit_epochs(audit.read_audit(runs[2] / "audit"), EPOCHS_OF_STEPS, NUM_IMAGES)[
-        0
-    ].dropped
+    records = audit.read_audit(trained(2) / "audit")
+    dropped = audit.audit_epochs(records, EPOCHS_OF_STEPS, NUM_IMAGES)[0].dropped
     assert f"  {dropped[0]} {dropped[1]} " in completed.stdout
 
 
-def test_the_tool_sees_an_image_that_was_used_twice(runs, tmp_path):
+def test_the_tool_sees_an_image_that_was_used_twice(trained, tmp_path):
     folder = tmp_path / "spoiled"
     (folder / "audit").mkdir(parents=True)
-    (folder / "recipe.json").write_text((runs[1] / "recipe.json").read_text())
-    (record,) = (runs[1] / "audit").iterdir()
-    ids = audit.read_audit(runs[1] / "audit")[0]
+    (folder / "recipe.json").write_text((trained(1) / "recipe.json").read_text())
+    (record,) = (trained(1) / "audit").iterdir()
+    ids = audit.read_audit(trained(1) / "audit")[0]
     spoiled = record.read_text().replace(f"[{ids[0]}, {ids[1]},", f"[{ids[1]}, {ids[1]},", 1)
     assert spoiled != record.read_text()
     (folder / "audit" / record.name).write_text(spoiled)

@@ -1,5 +1,7 @@
 """The recipe fixes the mathematics, the cluster fixes only the speed."""
 
+import functools
+
 import numpy as np
 import pytest
 from commands import epoch_metrics, train
@@ -47,6 +49,7 @@ def relative(one: list, other: list) -> float:
     return float(np.linalg.norm(one - other) / np.linalg.norm(other))
 
 
+@pytest.mark.long
 def test_a_smooth_network_differs_by_summation_error_after_twenty_steps(tmp_path):
     runs = {n: run_workers("smooth_network", n, tmp_path / str(n)) for n in (1, 2, 4)}
     reference = runs[1][0]
@@ -57,27 +60,37 @@ def test_a_smooth_network_differs_by_summation_error_after_twenty_steps(tmp_path
         assert workers[0]["logs"] == pytest.approx(reference["logs"], rel=1e-6)
 
 
+FOUR = pytest.param(4, marks=pytest.mark.long)
+
+
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    folders = {n: tmp_path_factory.mktemp("runs") / f"workers-{n}" for n in (1, 2, 4)}
-    for num_workers, folder in folders.items():
+def trained(tmp_path_factory):
+    """Returns the run folder of a number of workers, which it trains once."""
+
+    @functools.cache
+    def run_of(num_workers):
+        folder = tmp_path_factory.mktemp("runs") / f"workers-{num_workers}"
         train(folder, num_workers, *RECIPE, *KEEP_ALL, **ONE_THREAD)
-    return folders
+        return folder
+
+    return run_of
 
 
-@pytest.mark.parametrize("num_workers", [2, 4])
+@pytest.mark.parametrize("num_workers", [2, FOUR])
 @pytest.mark.parametrize(("step", "bound"), [(FIRST_STEPS, SUMMATION_BOUND), (STEPS, FLIP_BOUND)])
-def test_a_resnet_on_several_workers_has_the_state_of_one(runs, num_workers, step, bound):
-    state, reference = (read_state(runs[n], step) for n in (num_workers, 1))
+def test_a_resnet_on_several_workers_has_the_state_of_one(trained, num_workers, step, bound):
+    state, reference = (read_state(trained(n), step) for n in (num_workers, 1))
     differences = relative_differences(state, reference)
     print(f"{num_workers} workers, step {step}: {differences}")
     assert all(differences[group] <= bound[group] for group in GROUPS), differences
 
 
-@pytest.mark.parametrize("num_workers", [2, 4])
-def test_recorded_metrics_do_not_depend_on_the_workers(runs, num_workers):
-    assert any(epoch["gradient_noise_scale"] for epoch in epoch_metrics(runs[1]))
-    for one, many in zip(epoch_metrics(runs[1]), epoch_metrics(runs[num_workers]), strict=True):
+@pytest.mark.parametrize("num_workers", [2, FOUR])
+def test_recorded_metrics_do_not_depend_on_the_workers(trained, num_workers):
+    assert any(epoch["gradient_noise_scale"] for epoch in epoch_metrics(trained(1)))
+    for one, many in zip(
+        epoch_metrics(trained(1)), epoch_metrics(trained(num_workers)), strict=True
+    ):
         for name in ("epoch", "step", "learning_rate", "train_images", "validation_images"):
             assert many[name] == one[name]
         for name in ("train_loss", "validation_loss", "gradient_noise_scale"):
@@ -87,8 +100,8 @@ def test_recorded_metrics_do_not_depend_on_the_workers(runs, num_workers):
             assert many[name] == pytest.approx(one[name], abs=1.0)
 
 
-def test_epochs_record_what_they_trained_and_evaluated_on(runs):
-    for metrics in epoch_metrics(runs[2]):
+def test_epochs_record_what_they_trained_and_evaluated_on(trained):
+    for metrics in epoch_metrics(trained(2)):
         assert metrics["train_images"] == 5 * 128
         assert metrics["validation_images"] == 140
 
@@ -103,6 +116,6 @@ def test_repeated_deterministic_runs_are_bit_identical(tmp_path):
 
 
 @pytest.mark.long
-def test_another_seed_gives_other_weights(runs, tmp_path):
+def test_another_seed_gives_other_weights(trained, tmp_path):
     other = train(tmp_path / "run", 1, *RECIPE, "--seed=4")
-    assert other["weights_sha256"] != train(runs[1], 1, *RECIPE)["weights_sha256"]
+    assert other["weights_sha256"] != train(trained(1), 1, *RECIPE)["weights_sha256"]

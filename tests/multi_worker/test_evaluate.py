@@ -44,7 +44,9 @@ def evaluate(run_dir, num_workers):
     return LINE.search(completed.stdout).groups()
 
 
-@pytest.mark.parametrize("num_workers", [2, pytest.param(3, marks=pytest.mark.long), 4])
+@pytest.mark.parametrize(
+    "num_workers", [2, *(pytest.param(n, marks=pytest.mark.long) for n in (3, 4))]
+)
 def test_evaluate_counts_every_image_once_and_says_the_same(run_dir, on_one_worker, num_workers):
     error, images, loss, step = evaluate(run_dir, num_workers)
     assert int(images) == NUM_VALIDATION_IMAGES

@@ -275,6 +275,7 @@ def test_a_run_survives_the_loss_of_either_worker_exactly_and_unseen_from_outsid
     assert launch.processes() == []
 
 
+@pytest.mark.long
 def test_a_crash_that_comes_again_ends_the_run_with_its_traceback_first(tmp_path):
     photos = shutil.copytree(PHOTOS, tmp_path / "photos")
     damaged = sorted((photos / "train").glob("*/*.jpg"))[0]
@@ -334,6 +335,7 @@ def test_a_second_interrupt_ends_all_at_once_and_breaks_no_file(launch):
     assert not (launch.run_dir / "result.json").exists()
 
 
+@pytest.mark.long
 def test_killed_launcher_takes_its_workers_along_and_the_run_continues_exactly(launch, finished):
     launch.wait_until_mid_epoch()
     assert len(launch.workers()) == 2

@@ -41,6 +41,7 @@ def test_a_worker_that_is_gone_is_named_by_the_other(number, deadline_secs, tmp_
         ), workers.output(0)
 
 
+@pytest.mark.long
 def test_a_worker_whose_data_hang_is_named_and_all_end(tmp_path):
     stuck = {"worker": 1, "first_step": 8, "seconds": 1e6, "step_timeout_secs": 3.0}
     with program_workers("slow_data", tmp_path / "run", 2, **stuck) as workers:

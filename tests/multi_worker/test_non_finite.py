@@ -25,6 +25,7 @@ def test_workers_decide_the_same_at_the_same_step(precision, tmp_path):
     assert len({a["digest"] for a in one}) == TRIES  # and goes on training
 
 
+@pytest.mark.long
 def test_stopping_names_step_worker_and_tensor_on_every_worker_alike(tmp_path):
     one, other = run_workers(
         "non_finite", 2, tmp_path, precision="float32", tries=TRIES, policy="stop"

@@ -28,10 +28,8 @@ EVERYTHING = (
 )
 
 
-@pytest.mark.parametrize(
-    "optimizer",
-    ["momentum", *(pytest.param(o, marks=pytest.mark.long) for o in ("lars", "corrected"))],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("optimizer", ["momentum", "lars", "corrected"])
 def test_two_workers_have_the_state_of_one(optimizer, tmp_path):
     (one,) = run_workers("optimizers", 1, tmp_path / "1", optimizer=optimizer)
     two, also_two = run_workers("optimizers", 2, tmp_path / "2", optimizer=optimizer)

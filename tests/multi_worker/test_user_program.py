@@ -25,13 +25,10 @@ def one_worker(tmp_path_factory):
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("model", "num_workers"),
-    [
-        ("functional", 2),
-        pytest.param("functional", 4, marks=pytest.mark.long),
-        pytest.param("subclassed", 2, marks=pytest.mark.long),
-    ],
+    [("functional", 2), ("functional", 4), ("subclassed", 2)],
 )
 def test_any_number_of_workers_gives_what_one_gives(model, num_workers, one_worker, tmp_path):
     workers = run_workers("user_program", num_workers, tmp_path, model=model, **EVEN)

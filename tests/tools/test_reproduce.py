@@ -75,6 +75,7 @@ def test_a_run_waits_for_as_many_threads_as_it_has_workers():
     assert runner.has_room_for(two, [], 1)
 
 
+@pytest.mark.long
 def test_interrupted_runs_leave_no_process_and_are_continued(tmp_path, monkeypatch, capfd):
     recipe = dataclasses.replace(
         BASE, dataset="synthetic:8x8x1x4x64", augmentation="none", epochs=30
