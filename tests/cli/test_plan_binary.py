@@ -1,10 +1,14 @@
 """`plan` prints the arithmetic of a recipe and starts nothing."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 from commands import run
+from worker_processes import binary_command
+
+from tf_lbsgd.workers.exits import FAILED, MISCONFIGURED
 
 FLAGS = Path(__file__).parents[2] / "flags"
 IMAGENET = ("--dataset=folder:/x", "--num_train_examples=1281167")
@@ -87,3 +91,17 @@ def test_names_of_one_run_agree_in_table_and_json():
             line.startswith(f"rate at step {step:,} ") and line.endswith(f" {rate:.6g}")
             for line in table.splitlines()
         )
+
+
+@pytest.mark.parametrize(
+    ("flags", "redirection", "status"),
+    [
+        ("--epochs=1", ">/dev/full", FAILED),
+        ("--epochs=1", ">/dev/full 2>/dev/full", FAILED),
+        ("--epochs=x", "2>/dev/full", MISCONFIGURED),
+        ("--global_batch_size=33", ">/dev/full 2>&1", MISCONFIGURED),
+    ],
+)
+def test_a_full_disk_under_the_terminal_gives_no_status_of_python_s(flags, redirection, status):
+    command = " ".join(binary_command("plan", *IMAGENET, flags))
+    assert subprocess.run(f"{command} {redirection}", shell=True).returncode == status

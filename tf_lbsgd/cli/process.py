@@ -52,7 +52,7 @@ def run_binary(main: Callable[[list[str]], None], *, takes_arguments: bool = Fal
         try:
             return parse_flags(argv, takes_arguments=takes_arguments)
         except ValueError as error:
-            sys.exit(_end(sys.stderr, f"{REFUSED_PREFIX}{error}", MISCONFIGURED))
+            sys.exit(_flush(_end(sys.stderr, f"{REFUSED_PREFIX}{error}", MISCONFIGURED)))
 
     def guarded(argv: list[str]) -> int:
         terminal = _open_terminal(os.dup(sys.stderr.fileno()), is_prompt=True)
@@ -61,18 +61,18 @@ def run_binary(main: Callable[[list[str]], None], *, takes_arguments: bool = Fal
             return DONE
         except ValueError as error:
             if _has_log(terminal):
-                traceback.print_exc()
+                _print_traceback()
             return _end(terminal, f"{REFUSED_PREFIX}{error}", MISCONFIGURED)
         except StartupError as error:
             if _has_log(terminal):
-                traceback.print_exc()
+                _print_traceback()
             return _end(terminal, f"{FAILED_PREFIX}{error}", FAILED)
         except PreemptedError as notice:
             return _end(terminal, str(notice), notice.status)
         except KeyboardInterrupt:
             return _end(terminal, "Interrupted.", INTERRUPTED)
         except Exception as error:
-            traceback.print_exc()
+            _print_traceback()
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             place = " (the log has all of it)" if _has_log(terminal) else ""
             return _end(terminal, f"{FAILED_PREFIX}{reason}{place}", FAILED)
@@ -82,7 +82,7 @@ def run_binary(main: Callable[[list[str]], None], *, takes_arguments: bool = Fal
         is_prompt = stream.line_buffering or stream.write_through  # the latter: PYTHONUNBUFFERED
         setattr(sys, name, _open_terminal(stream.fileno(), is_prompt))
     _list_flags_in_help()
-    app.run(guarded, flags_parser=parse)
+    app.run(lambda argv: _flush(guarded(argv)), flags_parser=parse)
 
 
 def parse_flags(argv: list[str], *, takes_arguments: bool = False) -> list[str]:
@@ -208,6 +208,26 @@ def _list_flags_in_help() -> None:
                 flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
 
 
-def _end(terminal: TextIO, message: str, status: int) -> int:
-    print(message, file=terminal, flush=True)
+def _flush(status: int) -> int:
+    """Returns the exit status, `FAILED` if output was lost.
+
+    Python would end with status 120 if its last flush failed, as on a full disk.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            status = status or FAILED
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     return status
+
+
+def _end(terminal: TextIO, message: str, status: int) -> int:
+    with contextlib.suppress(OSError):  # the status is right all the same
+        print(message, file=terminal, flush=True)
+    return status
+
+
+def _print_traceback() -> None:
+    with contextlib.suppress(OSError):  # the disk of the log may be full
+        traceback.print_exc()
