@@ -111,7 +111,9 @@ def test_every_epoch_has_a_noise_scale_unless_it_is_beyond_all_measure(growing):
     assert all(scale is None or scale > 0 for scale in scales)
 
 
-@pytest.mark.parametrize("step", [8, 12, 13, 15])  # within a phase, and at either change
+@pytest.mark.parametrize(  # within a phase, and at either change
+    "step", [8, *(pytest.param(step, marks=pytest.mark.long) for step in (12, 13, 15))]
+)
 def test_a_growing_run_resumed_at_any_step_is_the_uninterrupted_one(growing, tmp_path, step):
     folder = copy_until(growing, tmp_path / "resumed", step)
     run(GROWING, folder)

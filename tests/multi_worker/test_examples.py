@@ -72,6 +72,7 @@ def two_workers(tmp_path_factory):
     return run_dir
 
 
+@pytest.mark.long
 def test_one_process_and_two_workers_train_them_alike(two_workers, tmp_path):
     train(tmp_path / "one", 1, OWN_MODEL, OWN_DATASET, *SMALL, **ENVIRONMENT)
     assert_equal_weights(two_workers, tmp_path / "one")

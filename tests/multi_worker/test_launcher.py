@@ -320,6 +320,7 @@ def test_interrupt_saves_the_run(launch):
     assert launch.processes() == []
 
 
+@pytest.mark.long
 def test_a_second_interrupt_ends_all_at_once_and_breaks_no_file(launch):
     launch.wait_until_mid_epoch()
     launch.workers()[1].suspend()  # so that the workers do not end by the first one
