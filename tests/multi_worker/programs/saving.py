@@ -164,8 +164,8 @@ def callbacks():
         verbose=1,
     )
     often = keras.callbacks.ModelCheckpoint("often-{batch:02d}.keras", save_freq=3)
-    # With TensorFlow's profiler, a worker has died of "munmap_chunk(): invalid pointer" in 2 of 22
-    # runs. Without it, in none. So only the long runs have it.
+    # With TensorFlow's profiler, a worker has died of "munmap_chunk(): invalid pointer" in 2 of 16
+    # runs. Without it, in none of 12. So only the long runs have it.
     profiled = (2, 3) if arguments["repetitions"] > 1 else 0
     board = keras.callbacks.TensorBoard(
         "board", histogram_freq=1, write_images=True, update_freq=2, profile_batch=profiled,
