@@ -15,6 +15,7 @@ QUICK = [
     "two_networks_and_two_optimizers",
     "a_micro_batch_of_a_whole_batch",
     "a_seeded_shuffle",
+    "more_steps_per_execution_than_batches",
     "losses_of_several_outputs",
     "not_a_number",
     "stops_where_one_worker_wants_to",

@@ -277,3 +277,13 @@ def test_compile_config_round_trip():
     assert config["steps_per_execution"] == 3
     assert config["jit_compile"] is False
     assert lbsgd.DataParallelModel.from_config(build().get_config()).get_compile_config() == {}
+
+
+@pytest.mark.parametrize("steps", [1, 4, 8])
+def test_data_that_end_within_the_steps_of_a_call_count_once(steps):
+    inputs = keras.Input((5,))
+    model = lbsgd.DataParallelModel(inputs, keras.layers.Dense(2)(inputs))
+    model.compile("sgd", "mse", steps_per_execution=steps)
+    model.evaluate(np.ones((40, 5)), np.ones((40, 2)), batch_size=4, verbose=0)
+    _, count = model.metrics_variables
+    assert float(count) == 40

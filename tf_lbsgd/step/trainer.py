@@ -389,7 +389,7 @@ class MultiWorkerTrainer(ChiefWrites, DividesData):
         """Sums totals over replicas that have read the same batch."""
         sums = updates.sum_over_replicas(totals, self._communication_options)
         if global_batches.current() is None:
-            return sums
+            return _of_the_data(sums)
         reports, identities = step_record.split_table(sums.reports)
         with _after(self._agreement.check(identities)):
             return tf.nest.map_structure(_same, sums._replace(reports=reports))
@@ -552,8 +552,9 @@ class MultiWorkerTrainer(ChiefWrites, DividesData):
             if not self.run_eagerly:  # one trace for all batches, not one for this batch's size
                 one_step.get_concrete_function(iterator.element_spec)
             outputs = one_step(element)
-            for _ in range(self.steps_per_execution - 1):
-                outputs = one_step(global_batches.next_element(iterator, strategy))
+            with contextlib.suppress(StopIteration):  # the data end within these steps
+                for _ in range(self.steps_per_execution - 1):
+                    outputs = one_step(global_batches.next_element(iterator, strategy))
             return outputs
 
         def call(iterator: Any) -> Any:
@@ -822,6 +823,25 @@ def _say_that_a_step_is_skipped() -> tf.Operation:
         "A step was not applied, because its gradient is not finite. The logs contain its loss. "
         "`model.step_record.skipped_steps` counts such steps.",
         output_stream=sys.stderr,
+    )
+
+
+def _of_the_data(totals: Any) -> Any:
+    """Makes what is added depend on the data.
+
+    A count of samples may be a constant. In a loop over steps, TensorFlow's optimizer drops a mere
+    control dependency, so that it would be added once more when the data have ended.
+    """
+    number_of_nan = tf.reduce_sum(tf.cast(tf.math.is_nan(totals.reports), tf.float32))
+    zero = tf.minimum(number_of_nan, 0.0)  # which the optimizer does not know
+
+    def tied(tensors: list[tf.Tensor]) -> list[tf.Tensor]:
+        return [tensor + tf.cast(zero, tensor.dtype) for tensor in tensors]
+
+    return totals._replace(
+        metric_means=tied(totals.metric_means),
+        metric_states=tied(totals.metric_states),
+        state_changes=tied(totals.state_changes),
     )
 
 
