@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from reliability_experiments.harness import TOTAL_STEPS, Training
-from reliability_experiments.invariants import check, check_same_run
+from reliability_experiments.invariants import check
 from reliability_experiments.trials import Trial, experiment
 from tf_lbsgd.workers.exits import DONE, FAILED, MISCONFIGURED, PREEMPTED
 
@@ -136,9 +136,7 @@ def run(trial: Trial) -> None:
     """Runs a trial, and then the run to its end."""
     undisturbed = trial.undisturbed()
     trial.choose(_KINDS)(trial)
-    with trial.training() as run:
-        check(set(run.wait()) == {DONE}, f"{run.statuses()} {run.terminal()[-2000:]}")
-    check_same_run(trial.run_dir, undisturbed)
+    trial.check_ends_as_undisturbed(undisturbed)
 
 
 EXPERIMENT = experiment(
