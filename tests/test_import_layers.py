@@ -18,7 +18,7 @@ FLOORS = (
     ("export",),
     ("evaluation",),
     ("training", "report"),
-    ("builders",),
+    ("builders", "summaries"),
     ("preparation",),
     ("provenance", "callbacks"),
     ("step", "input_pipeline", "checkpoints"),

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+from tensorboard.util.tensor_util import make_ndarray
 
 from tf_lbsgd import checkpoints, evaluation, training
 from tf_lbsgd.builders import create_model
@@ -100,9 +101,19 @@ def copy_until(run_dir, folder, step):
     return folder
 
 
-def curve_of(folder, tag):
-    events = EventAccumulator(str(folder / "tensorboard"), {"scalars": 0}).Reload()
-    return [(point.step, point.value) for point in events.Scalars(tag)]
+def events_of(folder, run="."):
+    """The events of a run, as TensorBoard loads them: all of them as tensors."""
+    guidance = {"tensors": 0}  # keep all
+    return EventAccumulator(str(folder / "tensorboard" / run), guidance).Reload()
+
+
+def tags_of(folder, run="."):
+    return set(events_of(folder, run).Tags()["tensors"])
+
+
+def curve_of(folder, tag, run="train"):
+    events = events_of(folder, run).Tensors(tag)
+    return [(event.step, float(make_ndarray(event.tensor_proto))) for event in events]
 
 
 def test_every_epoch_has_a_noise_scale_unless_it_is_beyond_all_measure(growing):
@@ -142,13 +153,86 @@ def test_a_run_interrupted_in_an_evaluation_evaluates_first_and_loses_no_step(gr
     assert resumed[1]["validation_loss"] == pytest.approx(uninterrupted[1]["validation_loss"])
 
 
+STEP_TAGS = {
+    "loss/so_far_in_epoch", "optimizer/gradient_norm", "optimizer/learning_rate",
+    "optimizer/skipped_steps", "memory/peak_resident_gib",
+    *(f"optimizer/{kind}/{group}" for kind in ("update_ratio", "weight_norm")
+      for group in ("stem", "stage1", "stage2", "stage3", "logits")),
+}  # fmt: skip
+SPEED_TAGS = {
+    "speed/seconds_per_step", "speed/images_per_second", "speed/waiting_for_data_seconds",
+    "speed/computing_seconds",
+}  # fmt: skip
+EPOCH_TAGS = {"error/top_1_percent", "loss/epoch"}
+
+
 def test_curves_of_a_resumed_run_have_one_point_a_step(growing, tmp_path):
     folder = copy_until(growing, tmp_path / "resumed", 8)
     run(GROWING, folder)
-    for tag in ("learning_rate", "train_loss", "gradient_norm"):
+    for tag in STEP_TAGS:
         assert [step for step, _ in curve_of(folder, tag)] == list(range(1, 17)), tag
-    assert [step for step, _ in curve_of(folder, "validation_loss")] == [6, 12, 15, 16]
-    assert curve_of(folder, "learning_rate") == curve_of(growing, "learning_rate")
+    for tag in SPEED_TAGS:  # without the first step of a `fit`, and of an epoch
+        measured = [*range(2, 7), *range(8, 9), *range(10, 13), 14, 15]
+        assert [step for step, _ in curve_of(folder, tag)] == measured, tag
+    for tag in EPOCH_TAGS:
+        for part in ("train", "validation"):
+            assert [step for step, _ in curve_of(folder, tag, part)] == [6, 12, 15, 16], tag
+    tag = "optimizer/learning_rate"
+    assert curve_of(folder, tag) == curve_of(growing, tag)
+
+
+def test_every_curve_of_a_run_has_the_numbers_that_the_run_recorded(growing):
+    expected = STEP_TAGS | SPEED_TAGS | EPOCH_TAGS | {"noise_scale/infinite_epochs"}
+    scales = [epoch["gradient_noise_scale"] for epoch in metrics_of(growing)]
+    expected |= {"noise_scale/log2_samples"} if any(scales) else set()
+    assert tags_of(growing, "train") == expected
+    assert tags_of(growing, "validation") == EPOCH_TAGS
+
+    epochs = metrics_of(growing)
+    for part in ("train", "validation"):
+        for tag, name in (("error/top_1_percent", "top_1_error"), ("loss/epoch", "loss")):
+            recorded = [(epoch["step"], epoch[f"{part}_{name}"]) for epoch in epochs]
+            np.testing.assert_allclose(curve_of(growing, tag, part), recorded, rtol=1e-6)
+    counts = [float(sum(scale is None for scale in scales[: i + 1])) for i in range(4)]
+    assert [count for _, count in curve_of(growing, "noise_scale/infinite_epochs")] == counts
+    logarithms = [(e["step"], np.log2(s)) for e, s in zip(epochs, scales, strict=True) if s]
+    if logarithms:
+        drawn = curve_of(growing, "noise_scale/log2_samples")
+        np.testing.assert_allclose(drawn, logarithms, rtol=1e-6)
+    so_far = dict(curve_of(growing, "loss/so_far_in_epoch"))
+    for epoch in epochs:  # of the whole epoch, at its last step
+        assert so_far[epoch["step"]] == pytest.approx(epoch["train_loss"], rel=1e-6)
+
+
+def test_norms_of_layers_are_those_of_the_weights_that_were_saved(growing):
+    saved = {c.step: c for c in checkpoints.load_all_checkpoints(growing / "checkpoints")}
+    weights = {step: c.select("model/") for step, c in saved.items()}
+    kernel = [name for name in weights[1] if "stem" in name and "moving" not in name]
+    assert len(kernel) == 3  # kernel, gamma, beta
+
+    def norm(step, before=None):
+        values = [weights[step][n] - (weights[before][n] if before else 0) for n in kernel]
+        return np.sqrt(sum(np.sum(np.square(value)) for value in values))
+
+    norms = dict(curve_of(growing, "optimizer/weight_norm/stem"))
+    ratios = dict(curve_of(growing, "optimizer/update_ratio/stem"))
+    for step in range(2, 17):
+        assert norms[step] == pytest.approx(norm(step), rel=1e-5)
+        assert ratios[step] == pytest.approx(norm(step, step - 1) / norm(step - 1), rel=1e-3)
+
+
+def test_a_run_that_ends_twice_shows_its_result_once(growing, tmp_path):
+    folder = copy_until(growing, tmp_path / "resumed", 16)
+    result = run(GROWING, folder)
+    events = events_of(folder)
+    steps = {tag: [event.step for event in events.Tensors(tag)] for tag in tags_of(folder)}
+    start = ("recipe", "plan", "machine", "first_minibatch", "_hparams_/session_start_info")
+    compared = ("validation_top_1_error", "final_validation_top_1_error", "images_per_second")
+    end = ("result", "_hparams_/session_end_info", *(f"result/{name}" for name in compared))
+    assert steps == {tag: [0] for tag in start} | {tag: [16] for tag in end}
+    for name in compared:
+        ((step, value),) = curve_of(folder, f"result/{name}", ".")
+        assert (step, value) == (16, pytest.approx(result[name], rel=1e-6))
 
 
 def test_the_best_checkpoint_stays_and_is_evaluated_on_request(growing, tmp_path):

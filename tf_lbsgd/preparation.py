@@ -19,6 +19,7 @@ from tf_lbsgd import checkpoints, distribution, input_pipeline
 from tf_lbsgd.models.building import num_values
 from tf_lbsgd.provenance import NUM_TRAIN_EXAMPLES, Provenance
 from tf_lbsgd.run import catalogue, user_code
+from tf_lbsgd.run.fields import refusal
 from tf_lbsgd.run.files import digest_of_files, step_files
 from tf_lbsgd.run.folder import RunFolder
 from tf_lbsgd.run.options import RunOptions
@@ -33,7 +34,7 @@ from tf_lbsgd.workers.messages import Verdict
 _TRAINING_DATA, _VALIDATION_DATA = "training data", "validation data"
 _PACKAGES = ("tensorflow", "keras", "numpy")
 # Options that may differ between workers, since each concerns only its own worker.
-_OWN_OF_A_WORKER = {"data_dir", "startup_timeout_secs"}
+_OWN_OF_A_WORKER = {"data_dir", "profile_steps", "startup_timeout_secs"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,12 +145,27 @@ def prepare_run(
         num_train_examples=train.num_examples,
         num_replicas=cluster.num_workers * distribution.replicas_per_worker(),
     )
+    check_profiled_steps(plan, options)
     prepared = PreparedRun(plan, cluster, train, validation, run_folder, options, attempt_before)
     if cluster.is_chief:  # only the chief writes the run folder
         check_disk_space(prepared)
         if not has_lost:  # a run from scratch may take other data
             check_data(prepared)
     return prepared
+
+
+def check_profiled_steps(plan: Plan, options: RunOptions) -> None:
+    """Checks that the run has the steps to profile.
+
+    Raises:
+        ValueError: The run ends before the last of them.
+    """
+    if options.profiled_steps and options.profiled_steps[1] > plan.total_steps:
+        raise refusal(
+            "The run has not so many steps.",
+            f"profile_steps={options.profile_steps}",
+            f"FIRST:LAST with a LAST of at most {plan.total_steps}",
+        )
 
 
 def begin_attempt(prepared: PreparedRun) -> Attempt:

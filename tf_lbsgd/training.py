@@ -26,10 +26,17 @@ from tf_lbsgd.callbacks import (
     NonFinitePolicy,
     PreemptionStop,
     ProgressBar,
+    StepProfiler,
     StragglerWatch,
     TensorBoardScalars,
     TrainingPosition,
     WeightAveraging,
+)
+from tf_lbsgd.callbacks.tensorboard_scalars import (
+    TRAIN,
+    VALIDATION,
+    ScalarsByRun,
+    noise_scale_scalars,
 )
 from tf_lbsgd.preparation import (
     PreparedRun,
@@ -44,6 +51,7 @@ from tf_lbsgd.run.folder import RunFolder, reported_error, reported_noise_scale
 from tf_lbsgd.run.plan import Plan
 from tf_lbsgd.step.audit import AuditedModel, AuditLog
 from tf_lbsgd.step.trainer import DataParallelModel
+from tf_lbsgd.summaries import RunSummary
 from tf_lbsgd.workers.exits import RunStoppedError, WorkerLostError
 from tf_lbsgd.workers.preemption import PreemptionNotice
 from tf_lbsgd.workers.watchdog import Watchdog
@@ -176,7 +184,10 @@ def train(
             print(sentence, flush=True)
         checkpoints.clean(run_folder.checkpoints, position.step, run_folder.staging)
         run_folder.keep_metrics_before(position.epoch)
+    summary = RunSummary(prepared, position.step) if cluster.is_chief else None
     try:
+        if summary is not None:
+            summary.write_start()
         with BackgroundTask() as writing:
             callbacks = create_callbacks(prepared, position, restored, notice, watchdog, writing)
             if not is_evaluated:
@@ -188,7 +199,7 @@ def train(
         # All workers raise it at the same step, so none waits for one that is gone.
         distribution.wait_for_all_workers(strategy)
         raise
-    result = summarize(model, run_folder, position) if cluster.is_chief else {}
+    result = {} if summary is None else record_result(model, run_folder, position, summary)
     distribution.wait_for_all_workers(strategy)
     return result
 
@@ -281,6 +292,7 @@ def create_callbacks(
     return [
         position,  # first: all other callbacks read it
         Activity(watchdog, position),  # before any callback that may take long
+        *profilers(prepared, position),
         MetricsRestorer(restored.select("metrics/") if position.step_in_epoch else {}),
         NonFinitePolicy(  # before anything of a bad step is recorded or saved
             options.non_finite, max_skipped_steps=options.max_skipped_steps, position=position
@@ -314,7 +326,10 @@ def callbacks_of_chief(
         noise,  # adds to the logs that the recorder writes
         recorder,
         TensorBoardScalars(  # reads what the recorder wrote
-            run_folder.tensorboard, position, lambda _: scalars_of_epoch(run_folder)
+            run_folder.tensorboard,
+            position,
+            lambda logs: scalars_of_epoch(logs, run_folder, prepared.plan),
+            histograms=options.histograms,
         ),
         ProgressBar(position, recipe.epochs),
         CheckpointWriter(  # also saves the sums of the recorder and the noise so far
@@ -333,17 +348,39 @@ def callbacks_of_chief(
     ]
 
 
-def scalars_of_epoch(run_folder: RunFolder) -> dict[str, float]:
-    """Returns what TensorBoard shows of the newest epoch."""
-    latest = run_folder.read_metrics()[-1]
-    names = (
-        "train_top_1_error",
-        "validation_top_1_error",
-        "validation_loss",
-        "images_per_second",
-        "gradient_noise_scale",
+def profilers(prepared: PreparedRun, position: TrainingPosition) -> list[keras.callbacks.Callback]:
+    """Makes the profiler, if the user wants one."""
+    steps = prepared.options.profiled_steps
+    if steps is None:
+        return []
+    folder = prepared.run_folder.tensorboard / f"worker-{prepared.cluster.task_index}"
+    return [StepProfiler(folder, position, *steps)]
+
+
+def scalars_of_epoch(logs: dict[str, Any], run_folder: RunFolder, plan: Plan) -> ScalarsByRun:
+    """Returns what TensorBoard shows of the newest epoch.
+
+    Errors are in percent.
+
+    Args:
+        logs: Logs of the epoch.
+        run_folder: Folder of the run, in which the epoch is recorded.
+        plan: The arithmetic of the run.
+    """
+    *before, latest = run_folder.read_metrics()
+    infinite = [epoch for epoch in before if epoch["gradient_noise_scale"] is None]
+    # A step of one micro-batch has no noise scale at all.
+    phases = [plan.phase_of(epoch["step"] - 1) for epoch in infinite]
+    num_infinite = sum(phase.micro_batches_per_step > 1 for phase in phases)
+    train, validation = (
+        {
+            "error/top_1_percent": latest[f"{part}_top_1_error"],
+            "loss/epoch": latest[f"{part}_loss"],
+        }
+        for part in ("train", "validation")
     )
-    return {name: latest[name] for name in names if latest[name] is not None}
+    noise = noise_scale_scalars(logs["gradient_noise_scale"], num_infinite)
+    return {TRAIN: train | noise, VALIDATION: validation}
 
 
 def finish_epoch(
@@ -461,10 +498,15 @@ def training_dataset(
     )
 
 
-def summarize(
-    model: DataParallelModel, run_folder: RunFolder, position: TrainingPosition
+def record_result(
+    model: DataParallelModel,
+    run_folder: RunFolder,
+    position: TrainingPosition,
+    summary: RunSummary,
 ) -> dict[str, Any]:
-    """Writes the outcome to `result.json` and returns it.
+    """Writes the outcome for TensorBoard and to `result.json`.
+
+    It returns the outcome.
 
     Errors are in percent.
     """
@@ -480,7 +522,8 @@ def summarize(
         "skipped_steps": int(model.step_record.skipped_steps.numpy()),
         "replaced_images": run_folder.count_replaced_images(),
     }
-    run_folder.write_result(result)
+    summary.write_result(result, position.step)
+    run_folder.write_result(result)  # last: it marks the run as complete
     return result
 
 

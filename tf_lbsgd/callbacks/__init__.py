@@ -14,6 +14,7 @@ from tf_lbsgd.callbacks.non_finite_policy import NonFinitePolicy
 from tf_lbsgd.callbacks.preemption_stop import PreemptionStop
 from tf_lbsgd.callbacks.progress_bar import ProgressBar
 from tf_lbsgd.callbacks.robust import robust
+from tf_lbsgd.callbacks.step_profiler import StepProfiler
 from tf_lbsgd.callbacks.straggler_watch import StragglerWatch
 from tf_lbsgd.callbacks.tensorboard_scalars import TensorBoardScalars
 from tf_lbsgd.callbacks.training_position import TrainingPosition
@@ -29,6 +30,7 @@ __all__ = [
     "NonFinitePolicy",
     "PreemptionStop",
     "ProgressBar",
+    "StepProfiler",
     "StragglerWatch",
     "TensorBoardScalars",
     "TrainingPosition",

@@ -10,6 +10,7 @@ one place.
 
 import dataclasses
 import math
+import re
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -165,6 +166,26 @@ def boolean() -> Rule:
 def text() -> Rule:
     """Accepts strings."""
     return Rule(lambda value: isinstance(value, str), "a string", kind=str)
+
+
+def range_of_steps() -> Rule:
+    """Accepts texts FIRST:LAST, two steps in order.
+
+    Steps are counted from 1.
+    """
+    return Rule(
+        lambda value: isinstance(value, str) and first_and_last(value) is not None,
+        "FIRST:LAST, two steps in order and counted from 1, such as 100:105",
+        kind=str,
+    )
+
+
+def first_and_last(text: str) -> tuple[int, int] | None:
+    """Returns the steps of FIRST:LAST, or None for other texts."""
+    if not (match := re.fullmatch(r"([0-9]{1,18}):([0-9]{1,18})", text)):
+        return None
+    first, last = map(int, match.groups())
+    return (first, last) if 1 <= first <= last else None
 
 
 def one_of(choices: Iterable[str]) -> Rule:

@@ -4,7 +4,9 @@
     metrics.jsonl    one JSON object for each epoch
     result.json      the outcome, written last (if it exists, the run is complete)
     checkpoints/     see `tf_lbsgd.checkpoints`
-    tensorboard/     scalars, written by the chief
+    tensorboard/     recipe, result and images, written by the chief
+                     train/ and validation/: curves, written by the chief
+                     worker-I/: profile of worker I
     logs/            worker-I.log: standard error of worker I
                      worker-I.state.json: heartbeat of worker I
                      supervisor.log: failures and restarts

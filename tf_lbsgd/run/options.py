@@ -126,9 +126,29 @@ class RunOptions:
         is_optional=True,
     )
 
+    histograms: bool = setting(
+        fields.boolean(),
+        "Write histograms of all weights for TensorBoard after each epoch.",
+        default=False,
+    )
+    profile_steps: str | None = setting(
+        fields.range_of_steps(),
+        "Steps to profile for TensorBoard, FIRST:LAST, such as 100:105. Both are included, and "
+        "steps are counted from 1. Each worker that has this flag profiles itself. TensorFlow's "
+        "profiler now and then ends the process that it profiles (munmap_chunk(): invalid "
+        "pointer), so have a checkpoint. Unset: no profile.",
+        default=None,
+        is_optional=True,
+    )
+
     def __post_init__(self) -> None:
         """Checks every field."""
         fields.check_fields(self)
+
+    @property
+    def profiled_steps(self) -> tuple[int, int] | None:
+        """First and last step to profile, from 1."""
+        return fields.first_and_last(self.profile_steps) if self.profile_steps else None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
