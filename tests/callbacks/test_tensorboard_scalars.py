@@ -1,6 +1,7 @@
 """Scalars of any fit for TensorBoard, in one process."""
 
 import math
+import time
 
 import keras
 import numpy as np
@@ -8,11 +9,22 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import tf_lbsgd as lbsgd
+from tf_lbsgd.callbacks import tensorboard_scalars
+from tf_lbsgd.callbacks.event_log import EventLog
 from tf_lbsgd.callbacks.layer_norms import layer_groups
 from tf_lbsgd.callbacks.tensorboard_scalars import noise_scale_scalars
 
 X = np.random.default_rng(0).normal(size=(12, 3)).astype("float32")
 Y = X.sum(axis=1, keepdims=True)
+
+
+MOST_SHARE = tensorboard_scalars._MOST_SHARE
+
+
+@pytest.fixture(autouse=True)
+def all_points(monkeypatch):
+    """A point for every step, however short the steps are."""
+    monkeypatch.setattr(tensorboard_scalars, "_MOST_SHARE", math.inf)
 
 
 def create_model(kind=lbsgd.DataParallelModel):
@@ -73,6 +85,24 @@ def test_updates_are_measured_by_group_of_layers_and_leave_the_weights_alone(tmp
         assert (step, norm) == (1, pytest.approx(norm_after, rel=1e-6))
         assert ratio == pytest.approx(change / norm_before, rel=1e-4)
         assert ratio > 0
+
+
+def test_points_of_steps_take_at_most_a_hundredth_of_the_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(tensorboard_scalars, "_MOST_SHARE", MOST_SHARE)
+    add, secs = EventLog.add_scalars, 0.05
+
+    def add_slowly(*arguments):
+        add(*arguments)
+        time.sleep(secs)
+
+    monkeypatch.setattr(EventLog, "add_scalars", add_slowly)
+    model, x = create_model(), np.zeros((2000, 3), "float32")
+    start = time.monotonic()
+    board = lbsgd.callbacks.TensorBoardScalars(tmp_path)
+    model.fit(x, x[:, :1], batch_size=4, verbose=0, callbacks=[board])
+    seconds = time.monotonic() - start
+    num_points = len(curve_of(tmp_path, "loss/so_far_in_epoch"))
+    assert 1 <= num_points <= 1 + 0.01 * seconds / secs
 
 
 def test_several_steps_in_one_execution_have_points(tmp_path):

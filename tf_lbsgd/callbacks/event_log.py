@@ -1,12 +1,18 @@
 """Writes event files, which TensorBoard reads."""
 
+import itertools
 import os
+import socket
 import time
 from typing import Any
 
+import tensorflow as tf
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+_VERSION = "brain.Event:2"  # of the file format
+_NUMBERS = itertools.count()
 
 
 class EventLog:
@@ -17,13 +23,22 @@ class EventLog:
     drop what older files have of the steps to come, so that no step has two points. `tf.summary`
     cannot do that.
 
+    An event is in the file when the call returns. (TensorBoard's own `EventFileWriter` leaves that
+    to a thread. To wait for it takes longer than to write.)
+
     Args:
         folder: Folder of the event files. It is made if it is absent.
         first_step: What older files have of this step and of later ones is dropped.
     """
 
     def __init__(self, folder: str | os.PathLike[str], first_step: int) -> None:
-        self._writer = EventFileWriter(os.fspath(folder))
+        tf.io.gfile.makedirs(os.fspath(folder))
+        # As TensorBoard and TensorFlow name them: it reads them in the order of their names.
+        name = f"events.out.tfevents.{int(time.time()):010}.{socket.gethostname()}.{os.getpid()}"
+        path = os.path.join(folder, f"{name}.{next(_NUMBERS)}")
+        self._file = tf.io.gfile.GFile(path, "wb")
+        self._records = RecordWriter(self._file)
+        self._write(Event(file_version=_VERSION))
         self._write(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
 
     def add(self, step: int, summary: Any) -> None:
@@ -45,5 +60,5 @@ class EventLog:
 
     def _write(self, event: Event) -> None:
         event.wall_time = time.time()
-        self._writer.add_event(event)
-        self._writer.flush()  # before the checkpoint that counts this step
+        self._records.write(event.SerializeToString())
+        self._file.flush()  # before the checkpoint that counts this step

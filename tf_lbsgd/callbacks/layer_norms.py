@@ -3,6 +3,7 @@
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tf_lbsgd.step.step_record import half_squared_norms
@@ -37,26 +38,22 @@ class LayerNorms:
         """
         if self._before is None:
             return {}
-        norms, ratios = self._measure(self._before, self._read()).numpy().tolist()
+        before, after = self._before, self._read()
         self._before = None  # a copy of all weights
-        measured = zip(self._groups, norms, ratios, strict=True)
-        return {name: (norm, ratio) for name, norm, ratio in measured if ratio == ratio}
+        changes = [new - old for old, new in zip(before, after, strict=True)]
+        # One number a variable. The device is asked once.
+        squares = tf.stack([half_squared_norms(t) for t in (before, after, changes)]).numpy()
+        ids = np.repeat(np.arange(len(self._groups)), [len(g) for g in self._groups.values()])
+        norm_before, norm, change = (np.sqrt(2 * np.bincount(ids, row)) for row in squares)
+        return {
+            name: (float(norm[i]), float(change[i] / norm_before[i]))
+            for i, name in enumerate(self._groups)
+            if norm_before[i] > 0
+        }
 
     def _read(self) -> list[tf.Tensor]:
         variables = [v for group in self._groups.values() for v in group]
         return [tf.convert_to_tensor(variable.value) for variable in variables]
-
-    @tf.function(autograph=False)
-    def _measure(self, before: list[tf.Tensor], after: list[tf.Tensor]) -> tf.Tensor:
-        """Returns norms and ratios, [2, groups] float32."""
-        changes = [b - a for a, b in zip(before, after, strict=True)]
-        ids = [i for i, group in enumerate(self._groups.values()) for _ in group]
-
-        def norms(tensors: list[tf.Tensor]) -> tf.Tensor:
-            squared = tf.math.segment_sum(half_squared_norms(tensors), tf.constant(ids))
-            return tf.sqrt(2.0 * squared)
-
-        return tf.stack([norms(after), norms(changes) / norms(before)])
 
 
 def layer_groups(model: keras.Model) -> dict[str, list[Any]]:

@@ -5,7 +5,6 @@ import os
 import resource
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
@@ -21,6 +20,7 @@ TRAIN, VALIDATION = "train", "validation"
 _POINTS_PER_EPOCH = 100
 _LAYER_POINTS_PER_EPOCH = 10  # each reads all weights twice
 _STEPS_PER_EPOCH = 1000  # where their number is not known
+_MOST_SHARE = 0.01  # of the time of `fit` that points of steps may take
 _GIB = 2**30
 _VALIDATION_PREFIX = "val_"
 _NOISE_SCALE = "gradient_noise_scale"
@@ -45,7 +45,8 @@ class TensorBoardScalars(StepCallback):
       one.
 
     The x axis is the step of the whole run. A resumed run has one point for a step. Only the chief
-    writes, and it changes nothing in the model.
+    writes, and it changes nothing in the model. Points of steps take at most 1 % of the time of
+    `fit`. Where steps are so short that this is not enough, there are fewer points.
 
     Args:
         folder: Folder of the two runs.
@@ -68,12 +69,13 @@ class TensorBoardScalars(StepCallback):
     ) -> None:
         super().__init__(position)
         self._run = position
-        self._folder = Path(folder)
+        self._folder = os.fspath(folder)
         self._epoch_scalars = epoch_scalars or self._scalars_of_logs
         self._global_batch_size = global_batch_size
         self._histograms = histograms
-        self._every_steps = self._layers_every_steps = 1
-        self._is_point = self._is_layer_point = False
+        self._points, self._layer_points = _Pace(1), _Pace(1)
+        self._seconds_spent = 0.0  # on points of steps
+        self._start = time.monotonic()
         self._learning_rate: float | None = None
         self._point_before: tuple[float, int] | None = None  # seconds, step
         self._layers: LayerNorms | None = None
@@ -83,8 +85,8 @@ class TensorBoardScalars(StepCallback):
         """Counts the steps from one point to the next."""
         super().on_train_begin()
         steps_per_epoch = self.position.steps_per_epoch or _STEPS_PER_EPOCH
-        self._every_steps = max(1, steps_per_epoch // _POINTS_PER_EPOCH)
-        self._layers_every_steps = max(1, steps_per_epoch // _LAYER_POINTS_PER_EPOCH)
+        self._points = _Pace(steps_per_epoch // _POINTS_PER_EPOCH)
+        self._layer_points = _Pace(steps_per_epoch // _LAYER_POINTS_PER_EPOCH)
         self._layers = None  # weights may have been frozen since the last `fit`
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -97,32 +99,33 @@ class TensorBoardScalars(StepCallback):
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Remembers the learning rate and weights before the step."""
-        if not self.is_chief:
-            return
-        step = self.position.step
-        after = step + self.model.steps_per_execution
-        self._is_point = after // self._every_steps > step // self._every_steps
-        self._is_layer_point = after // self._layers_every_steps > step // self._layers_every_steps
-        if self._is_point:
+        begin = time.monotonic()
+        has_time = self._seconds_spent <= _MOST_SHARE * (begin - self._start)
+        step, num_steps = self.position.step, self.model.steps_per_execution
+        for pace in (self._points, self._layer_points):
+            pace.begin(step, num_steps, may_point=has_time and self.is_chief)
+        if self._points.is_point:
             # A schedule gives a tensor, a number is a variable of the strategy.
             self._learning_rate = float(tf.convert_to_tensor(self.model.optimizer.learning_rate))
-        if self._is_layer_point and self.model.built:
+        if self._layer_points.is_point and self.model.built:
             self._layers = self._layers or LayerNorms(self.model)
             self._layers.before_step()
+        self._seconds_spent += time.monotonic() - begin
 
     def after_step(self, batch: int, logs: dict[str, Any] | None) -> None:
         """Writes the scalars of the step."""
-        if not self.is_chief:
-            return
-        step, scalars = self.position.step, dict[str, float]()
-        if self._is_point:
-            scalars |= self._scalars_of_step(logs or {}) | self._speed(step)
-        if self._is_layer_point:
+        begin, step, scalars = time.monotonic(), self.position.step, dict[str, float]()
+        if self._points.is_point:
+            scalars |= self._scalars_of_step(logs or {}) | self._speed(begin, step)
+        if self._layer_points.is_point:
             scalars |= self._scalars_of_layers() | _memory()
-        self._logs[TRAIN].add_scalars(step, scalars)
-        if self._is_point or self._point_before is None:
+        if scalars:
+            self._logs[TRAIN].add_scalars(step, scalars)
+        end = time.monotonic()
+        self._seconds_spent += end - begin
+        if self._points.is_point or self._point_before is None:
             # After the first step, which is compiled, and without the time of this callback.
-            self._point_before = (time.monotonic(), step)
+            self._point_before = (end, step)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes the scalars of the epoch."""
@@ -140,7 +143,9 @@ class TensorBoardScalars(StepCallback):
     def _open(self) -> None:
         if not self._logs and self.is_chief:
             first_step = self.position.step + 1
-            self._logs = {r: EventLog(self._folder / r, first_step) for r in (TRAIN, VALIDATION)}
+            self._logs = {
+                r: EventLog(os.path.join(self._folder, r), first_step) for r in (TRAIN, VALIDATION)
+            }
 
     def _scalars_of_step(self, logs: dict[str, Any]) -> dict[str, float]:
         record = self.model.step_record
@@ -152,12 +157,12 @@ class TensorBoardScalars(StepCallback):
             "optimizer/skipped_steps": int(record.skipped_steps.numpy()),
         }
 
-    def _speed(self, step: int) -> dict[str, float]:
+    def _speed(self, now: float, step: int) -> dict[str, float]:
         """Returns the speed since the point before."""
         if self._point_before is None:
             return {}
         seconds_before, step_before = self._point_before
-        seconds = (time.monotonic() - seconds_before) / (step - step_before)
+        seconds = (now - seconds_before) / (step - step_before)
         report, size = self.model.step_record.report(), self._global_batch_size
         return {
             "speed/seconds_per_step": seconds,
@@ -184,6 +189,30 @@ class TensorBoardScalars(StepCallback):
         before = self.model.history.history.get(_NOISE_SCALE, [])
         scale, num_infinite = logs.get(_NOISE_SCALE, math.nan), sum(map(math.isinf, before))
         return scalars | {TRAIN: scalars[TRAIN] | noise_scale_scalars(scale, num_infinite)}
+
+
+class _Pace:
+    """Says which steps have a point.
+
+    Args:
+        every_steps: Interval between points, steps. Below 1 counts as 1.
+    """
+
+    def __init__(self, every_steps: int) -> None:
+        self._every_steps = max(1, every_steps)
+        self._next: int | None = None
+        self.is_point = False
+
+    def begin(self, step: int, num_steps: int, *, may_point: bool) -> None:
+        """Decides on the coming steps, of one execution.
+
+        A point that may not be is made up for as soon as one may.
+        """
+        if self._next is None:
+            self._next = (step // self._every_steps + 1) * self._every_steps
+        self.is_point = may_point and step + num_steps >= self._next
+        if self.is_point:
+            self._next = ((step + num_steps) // self._every_steps + 1) * self._every_steps
 
 
 def noise_scale_scalars(scale: float, num_infinite_before: int) -> dict[str, float]:
