@@ -231,7 +231,7 @@ def test_a_run_that_ends_twice_shows_its_result_once(growing, tmp_path):
     result = run(GROWING, folder)
     events = events_of(folder)
     steps = {tag: [event.step for event in events.Tensors(tag)] for tag in tags_of(folder)}
-    start = ("recipe", "plan", "machine", "first_minibatch", "_hparams_/session_start_info")
+    start = ("recipe", "plan", "machine", "samples/first_minibatch", "_hparams_/session_start_info")
     compared = ("validation_top_1_error", "final_validation_top_1_error", "images_per_second")
     end = ("result", "_hparams_/session_end_info", *(f"result/{name}" for name in compared))
     assert steps == {tag: [0] for tag in start} | {tag: [16] for tag in end}

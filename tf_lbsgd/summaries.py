@@ -23,6 +23,7 @@ from tf_lbsgd.preparation import PreparedRun
 
 # Results that HParams can compare runs by. The others are in the text.
 _COMPARED = ("validation_top_1_error", "final_validation_top_1_error", "images_per_second")
+_FIRST_IMAGES = "samples/first_minibatch"
 _MOST_IMAGES = 36
 _SHORTEST_SIDE = 64  # of an image in the grid, pixels
 
@@ -52,12 +53,12 @@ class RunSummary:
         if self._step > 0:
             return
         plan = self._prepared.plan
-        recipe = {name: v for name, v in plan.recipe.to_json().items() if v is not None}
+        recipe = {n: v for n, v in plan.recipe.to_json().items() if v is not None and v != []}
         self._log.add(0, session_start_pb(recipe))
         self._log.add(0, text_pb("recipe", _table(recipe)))
         self._log.add(0, text_pb("plan", f"```\n{plan.describe()}\n```"))
         self._log.add(0, text_pb("machine", _table(machine_facts(self._prepared))))
-        self._log.add(0, image_summary("first_minibatch", first_images(self._prepared)))
+        self._log.add(0, image_summary(_FIRST_IMAGES, first_images(self._prepared)))
 
     def write_result(self, result: dict[str, Any], step: int) -> None:
         """Writes the result of a complete run.
@@ -76,15 +77,12 @@ def machine_facts(prepared: PreparedRun) -> dict[str, str]:
 
     Processor, memory and devices are those of this worker.
     """
-    kinds = [device.device_type for device in tf.config.list_logical_devices()]
     gpus = tf.config.get_visible_devices("GPU")
     details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
     return {
         "workers": ", ".join(prepared.cluster.workers) or platform.node(),
         "replicas": str(prepared.plan.num_replicas),
-        "devices of a worker": ", ".join(
-            f"{kinds.count(kind)} {kind}" for kind in sorted({*kinds})
-        ),
+        "replicas per worker": prepared.facts["replicas per worker"],
         "GPUs": ", ".join(str(d.get("device_name", "unknown")) for d in details) or "none",
         "processor": f"{platform.machine()}, {psutil.cpu_count()} cores",
         "memory": f"{psutil.virtual_memory().total / 2**30:.1f} GiB",

@@ -213,7 +213,8 @@ def test_run_folder_holds_what_the_contract_names(finished):
     }  # fmt: skip
     recipe = json.loads((run_dir / "recipe.json").read_text())
     assert (recipe["model"], recipe["global_batch_size"]) == ("resnet8", 32)
-    assert list((run_dir / "tensorboard").glob("events.out.tfevents.*"))
+    events = (run_dir / "tensorboard").rglob("events.out.tfevents.*")  # the chief alone writes
+    assert sorted(path.parent.name for path in events) == ["tensorboard", "train", "validation"]
 
     metrics = epoch_metrics(run_dir)
     assert [m["epoch"] for m in metrics] == list(range(1, EPOCHS + 1))
