@@ -102,7 +102,7 @@ def test_points_of_steps_take_at_most_a_hundredth_of_the_time(tmp_path, monkeypa
     model.fit(x, x[:, :1], batch_size=4, verbose=0, callbacks=[board])
     seconds = time.monotonic() - start
     num_points = len(curve_of(tmp_path, "loss/so_far_in_epoch"))
-    assert 1 <= num_points <= 1 + 0.01 * seconds / secs
+    assert 1 <= num_points <= 2 + 0.01 * seconds / secs  # the first and the last one
 
 
 def test_several_steps_in_one_execution_have_points(tmp_path):
@@ -120,9 +120,10 @@ def test_histograms_are_written_when_they_are_asked_for(tmp_path):
     events = events_of(tmp_path)
     assert len(events.Tags()["tensors"]) == 4
     for variable in model.trainable_variables:
-        assert [event.step for event in events.Tensors(variable.path)] == [3, 6]
-        assert events.SummaryMetadata(variable.path).plugin_data.plugin_name == "histograms"
-        buckets = np.frombuffer(events.Tensors(variable.path)[-1].tensor_proto.tensor_content)
+        tag = f"weights/{variable.path}"
+        assert [event.step for event in events.Tensors(tag)] == [3, 6]
+        assert events.SummaryMetadata(tag).plugin_data.plugin_name == "histograms"
+        buckets = np.frombuffer(events.Tensors(tag)[-1].tensor_proto.tensor_content)
         assert buckets.reshape(-1, 3)[:, 2].sum() == np.size(variable)
 
 

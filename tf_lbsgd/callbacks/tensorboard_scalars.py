@@ -20,7 +20,7 @@ TRAIN, VALIDATION = "train", "validation"
 _POINTS_PER_EPOCH = 100
 _LAYER_POINTS_PER_EPOCH = 10  # each reads all weights twice
 _STEPS_PER_EPOCH = 1000  # where their number is not known
-_MOST_SHARE = 0.01  # of the time of `fit` that points of steps may take
+_MOST_SHARE = 0.01  # of the time of steps that their points may take
 _GIB = 2**30
 _VALIDATION_PREFIX = "val_"
 _NOISE_SCALE = "gradient_noise_scale"
@@ -45,8 +45,8 @@ class TensorBoardScalars(StepCallback):
       one.
 
     The x axis is the step of the whole run. A resumed run has one point for a step. Only the chief
-    writes, and it changes nothing in the model. Points of steps take at most 1 % of the time of
-    `fit`. Where steps are so short that this is not enough, there are fewer points.
+    writes, and it changes nothing in the model. Points of steps, after the first one, take at most
+    1 % of the time. Where steps are so short that this is not enough, there are fewer points.
 
     Args:
         folder: Folder of the two runs.
@@ -74,8 +74,9 @@ class TensorBoardScalars(StepCallback):
         self._global_batch_size = global_batch_size
         self._histograms = histograms
         self._points, self._layer_points = _Pace(1), _Pace(1)
-        self._seconds_spent = 0.0  # on points of steps
-        self._start = time.monotonic()
+        self._seconds_spent = 0.0  # on the coming point
+        self._next_point_at = -math.inf  # seconds
+        self._is_first_point = True
         self._learning_rate: float | None = None
         self._point_before: tuple[float, int] | None = None  # seconds, step
         self._layers: LayerNorms | None = None
@@ -100,17 +101,17 @@ class TensorBoardScalars(StepCallback):
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Remembers the learning rate and weights before the step."""
         begin = time.monotonic()
-        has_time = self._seconds_spent <= _MOST_SHARE * (begin - self._start)
-        step, num_steps = self.position.step, self.model.steps_per_execution
+        may_point = begin >= self._next_point_at and self.is_chief
+        step = self.position.step + self.model.steps_per_execution
         for pace in (self._points, self._layer_points):
-            pace.begin(step, num_steps, may_point=has_time and self.is_chief)
+            pace.begin(step, may_point=may_point)
         if self._points.is_point:
             # A schedule gives a tensor, a number is a variable of the strategy.
             self._learning_rate = float(tf.convert_to_tensor(self.model.optimizer.learning_rate))
         if self._layer_points.is_point and self.model.built:
             self._layers = self._layers or LayerNorms(self.model)
             self._layers.before_step()
-        self._seconds_spent += time.monotonic() - begin
+        self._seconds_spent = time.monotonic() - begin
 
     def after_step(self, batch: int, logs: dict[str, Any] | None) -> None:
         """Writes the scalars of the step."""
@@ -121,8 +122,12 @@ class TensorBoardScalars(StepCallback):
             scalars |= self._scalars_of_layers() | _memory()
         if scalars:
             self._logs[TRAIN].add_scalars(step, scalars)
+        for pace in (self._points, self._layer_points):
+            pace.end(step)  # here: of batches that are passed over, only the begin is seen
         end = time.monotonic()
-        self._seconds_spent += end - begin
+        if scalars and not self._is_first_point:  # which loads kernels
+            self._next_point_at = end + (self._seconds_spent + end - begin) / _MOST_SHARE
+        self._is_first_point &= not scalars
         if self._points.is_point or self._point_before is None:
             # After the first step, which is compiled, and without the time of this callback.
             self._point_before = (end, step)
@@ -136,9 +141,8 @@ class TensorBoardScalars(StepCallback):
             self._logs[run].add_scalars(self.position.step, scalars)
         if self._histograms:
             for variable in self.model.trainable_variables:
-                self._logs[TRAIN].add(
-                    self.position.step, histogram_pb(variable.path, variable.numpy())
-                )
+                histogram = histogram_pb(f"weights/{variable.path}", variable.numpy())
+                self._logs[TRAIN].add(self.position.step, histogram)
 
     def _open(self) -> None:
         if not self._logs and self.is_chief:
@@ -200,19 +204,20 @@ class _Pace:
 
     def __init__(self, every_steps: int) -> None:
         self._every_steps = max(1, every_steps)
-        self._next: int | None = None
+        self._next = 0
         self.is_point = False
 
-    def begin(self, step: int, num_steps: int, *, may_point: bool) -> None:
-        """Decides on the coming steps, of one execution.
+    def begin(self, step: int, *, may_point: bool) -> None:
+        """Decides whether the coming step has a point.
 
-        A point that may not be is made up for as soon as one may.
+        The first one has. A point that is not made is made up for as soon as one may be.
         """
-        if self._next is None:
-            self._next = (step // self._every_steps + 1) * self._every_steps
-        self.is_point = may_point and step + num_steps >= self._next
+        self.is_point = may_point and step >= self._next
+
+    def end(self, step: int) -> None:
+        """Notes that a step was done."""
         if self.is_point:
-            self._next = ((step + num_steps) // self._every_steps + 1) * self._every_steps
+            self._next = (step // self._every_steps + 1) * self._every_steps
 
 
 def noise_scale_scalars(scale: float, num_infinite_before: int) -> dict[str, float]:
