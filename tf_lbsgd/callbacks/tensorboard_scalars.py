@@ -20,6 +20,7 @@ TRAIN, VALIDATION = "train", "validation"
 _POINTS_PER_EPOCH = 100
 _LAYER_POINTS_PER_EPOCH = 10  # each reads all weights twice
 _STEPS_PER_EPOCH = 1000  # where their number is not known
+_UNMEASURED_STEPS = 2  # of an epoch: both may be compiled, where a batch is divided
 _MOST_SHARE = 0.01  # of the time of steps that their points may take
 _GIB = 2**30
 _VALIDATION_PREFIX = "val_"
@@ -79,6 +80,7 @@ class TensorBoardScalars(StepCallback):
         self._is_first_point = True
         self._learning_rate: float | None = None
         self._point_before: tuple[float, int] | None = None  # seconds, step
+        self._unmeasured_steps = _UNMEASURED_STEPS
         self._layers: LayerNorms | None = None
         self._logs: dict[str, EventLog] = {}
 
@@ -95,6 +97,7 @@ class TensorBoardScalars(StepCallback):
         super().on_epoch_begin(epoch)
         self._open()  # now: by then the position is that of a resume
         self._point_before = None  # a validation may have come between
+        self._unmeasured_steps = _UNMEASURED_STEPS
         if self._run is not None:
             self._global_batch_size = self._run.phase.global_batch_size
 
@@ -128,9 +131,10 @@ class TensorBoardScalars(StepCallback):
         if scalars and not self._is_first_point:  # which loads kernels
             self._next_point_at = end + (self._seconds_spent + end - begin) / _MOST_SHARE
         self._is_first_point &= not scalars
-        if self._points.is_point or self._point_before is None:
-            # After the first step, which is compiled, and without the time of this callback.
-            self._point_before = (end, step)
+        self._unmeasured_steps -= 1
+        is_start = self._point_before is None and self._unmeasured_steps <= 0
+        if is_start or (self._points.is_point and self._point_before is not None):
+            self._point_before = (end, step)  # without the time of this callback
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes the scalars of the epoch."""
