@@ -47,6 +47,7 @@ def differing(one: dict[str, str], other: dict[str, str]) -> set[str]:
         ({}, {"checkpoint_every_steps": 3}, {"--checkpoint_every_steps"}),
         ({}, {"non_finite": "skip"}, {"--non_finite"}),
         ({}, {"data_dir": "/elsewhere", "startup_timeout_secs": 1.0}, set()),
+        ({}, {"profile_steps": "1:2"}, set()),
         (
             {"dataset": "synthetic:8x8x1x4x65"},
             {},
