@@ -25,7 +25,7 @@ from tf_lbsgd.callbacks import (
     MetricsRestorer,
     NonFinitePolicy,
     PreemptionStop,
-    ProgressBar,
+    Progress,
     StragglerWatch,
     TensorBoardScalars,
     TrainingPosition,
@@ -316,7 +316,7 @@ def callbacks_of_chief(
         TensorBoardScalars(  # reads what the recorder wrote
             run_folder.tensorboard, position, lambda _: scalars_of_epoch(run_folder)
         ),
-        ProgressBar(position, recipe.epochs),
+        Progress(position, prepared.plan),
         CheckpointWriter(  # also saves the sums of the recorder and the noise so far
             run_folder,
             position,

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from tf_lbsgd.callbacks.progress import print_line
 from tf_lbsgd.callbacks.straggler_watch import StragglerWatch
 from tf_lbsgd.callbacks.training_position import TrainingPosition
 from tf_lbsgd.run.folder import RunFolder
@@ -122,5 +123,5 @@ class MetricsRecorder(keras.callbacks.Callback):
         self._print(row.format(**epoch_metrics, noise_scale=text))
 
     def _print(self, row: str) -> None:
-        print(row, flush=True)
+        print_line(row)
         self._has_head = True

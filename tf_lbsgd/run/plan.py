@@ -167,6 +167,14 @@ class Plan:
         phase = self.phase_of(step)
         return (step - phase.first_step) % phase.steps_per_epoch
 
+    def images_before(self, step: int) -> int:
+        """Returns the number of training images before a step."""
+        return sum(
+            phase.global_batch_size * (min(step, phase.end_step) - phase.first_step)
+            for phase in self.phases
+            if step > phase.first_step
+        )
+
     def step_at(self, epoch: float) -> int:
         """Returns the step nearest to a point in time.
 
