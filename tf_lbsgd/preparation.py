@@ -20,7 +20,7 @@ from tf_lbsgd.models.building import num_values
 from tf_lbsgd.provenance import NUM_TRAIN_EXAMPLES, Provenance
 from tf_lbsgd.run import catalogue, user_code
 from tf_lbsgd.run.files import digest_of_files, step_files
-from tf_lbsgd.run.folder import RunFolder
+from tf_lbsgd.run.folder import ImagesOfRun, RunFolder
 from tf_lbsgd.run.options import RunOptions
 from tf_lbsgd.run.plan import Plan
 from tf_lbsgd.run.recipe import Recipe
@@ -386,6 +386,18 @@ def _digest_of_code() -> str:
     """Returns the SHA-256 of this package's files."""
     folder = Path(__file__).parent
     return digest_of_files(folder, folder.rglob("*.py"))
+
+
+def images_of_run(run_folder: RunFolder, options: RunOptions) -> ImagesOfRun:
+    """Returns what the images of a run are.
+
+    The data are needed only for a run of an older version, which did not record it.
+    """
+    recorded = run_folder.read_images()
+    if recorded is not None:
+        return recorded
+    source = open_split(run_folder.read_recipe(), options, "validation")
+    return ImagesOfRun(source.class_names, source.image_shape)
 
 
 def open_split(

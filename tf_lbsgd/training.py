@@ -40,7 +40,7 @@ from tf_lbsgd.preparation import (
     lost_checkpoints,
 )
 from tf_lbsgd.run.background import BackgroundTask
-from tf_lbsgd.run.folder import RunFolder, reported_error, reported_noise_scale
+from tf_lbsgd.run.folder import ImagesOfRun, RunFolder, reported_error, reported_noise_scale
 from tf_lbsgd.run.plan import Plan
 from tf_lbsgd.step.audit import AuditedModel, AuditLog
 from tf_lbsgd.step.trainer import DataParallelModel
@@ -159,6 +159,7 @@ def train(
     check_num_replicas(plan, strategy)
     if cluster.is_chief:
         run_folder.claim(plan.recipe)
+        run_folder.write_images(ImagesOfRun(prepared.train.class_names, prepared.train.image_shape))
         print(plan.describe())
     position = TrainingPosition(plan)
     with strategy.scope():

@@ -209,7 +209,7 @@ def test_run_folder_holds_what_the_contract_names(finished):
     names = {path.name for path in run_dir.iterdir()}
     assert names == {
         "recipe.json", "metrics.jsonl", "result.json", "checkpoints", "tensorboard", "logs",
-        "facts.json", "data_files.json", "attempt-1",
+        "facts.json", "data_files.json", "images.json", "attempt-1",
     }  # fmt: skip
     recipe = json.loads((run_dir / "recipe.json").read_text())
     assert (recipe["model"], recipe["global_batch_size"]) == ("resnet8", 32)
