@@ -160,7 +160,7 @@ def train(
     if cluster.is_chief:
         run_folder.claim(plan.recipe)
         run_folder.write_images(ImagesOfRun(prepared.train.class_names, prepared.train.image_shape))
-        print(plan.describe())
+        print(prepared.describe())
     position = TrainingPosition(plan)
     with strategy.scope():
         model = builders.create_model(

@@ -7,6 +7,8 @@ work (`Plan.num_replicas`) changes only the speed. Nothing here depends on Tenso
 import dataclasses
 import functools
 import itertools
+import math
+from collections.abc import Sequence
 from typing import Any
 
 from tf_lbsgd.run import catalogue
@@ -14,6 +16,10 @@ from tf_lbsgd.run.fields import is_integer, refusal
 from tf_lbsgd.run.recipe import Recipe, nearest_multiples
 
 DECAY_FACTOR = 0.1
+
+_CURVE_COLUMNS = 60
+_CURVE_LEVELS = "▁▂▃▄▅▆▇█"
+_CURVE_DECADES = 3.0  # from the lowest level to the peak rate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -307,12 +313,32 @@ class Plan:
             "phases": [dataclasses.asdict(phase) for phase in self.phases],
         }
 
-    def describe(self) -> str:
-        """Returns the plan as a table, one quantity a line."""
+    def rate_curve(self) -> str:
+        """Returns the learning rate over the run, in one line.
+
+        Each column is the rate in the middle of an equal part of the run. Its height is the
+        logarithm of the rate. The lowest level is a thousandth of the highest rate or less.
+        """
+        columns, top = min(_CURVE_COLUMNS, self.total_steps), len(_CURVE_LEVELS) - 1
+        middles = (
+            (2 * column + 1) * self.total_steps // (2 * columns) for column in range(columns)
+        )
+        rates = [self.learning_rate(step) for step in middles]
+        lowest = max(rates) * 10**-_CURVE_DECADES
+        decades = (math.log10(max(rate, lowest) / lowest) for rate in rates)
+        return "".join(_CURVE_LEVELS[round(d / _CURVE_DECADES * top)] for d in decades)
+
+    def describe(self, data: Sequence[tuple[str, str]] = ()) -> str:
+        """Returns the plan as a table, one quantity a line.
+
+        Args:
+            data: More rows, which describe the data: pairs of a label and a text.
+        """
         recipe = self.recipe
         warmup = f"{recipe.warmup}, {self.warmup_steps:,} steps" if self.warmup_steps else "none"
         rows = [
             ("model", f"{recipe.model} on {recipe.dataset}, {recipe.precision}"),
+            *data,
             (
                 "global minibatch",
                 f"{recipe.global_batch_size:,} images = {self.micro_batches_per_step:,} "
@@ -335,6 +361,7 @@ class Plan:
             ("run", f"{recipe.epochs:,} epochs = {self.total_steps:,} steps"),
             ("optimizer", self._describe_optimizer()),
             ("warmup", warmup),
+            ("rate", self.rate_curve()),
             *((f"rate at step {step:,}", f"{rate:.6g}") for step, rate in self.breakpoints),
         ]
         width = max(len(label) for label, _ in rows)
