@@ -33,7 +33,7 @@ from tf_lbsgd.workers.messages import Verdict
 _TRAINING_DATA, _VALIDATION_DATA = "training data", "validation data"
 _PACKAGES = ("tensorflow", "keras", "numpy")
 # Options that may differ between workers, since each concerns only its own worker.
-_OWN_OF_A_WORKER = {"data_dir", "startup_timeout_secs"}
+_OWN_OF_A_WORKER = {"data_dir", "initial_weights", "startup_timeout_secs"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,7 @@ class PreparedRun:
         return checkpoint_bytes(self.plan.recipe, self.train)
 
     def describe(self) -> str:
-        """Returns the plan and what is known of the data, as a table."""
+        """Returns the plan and the data, as a table."""
         data = describe_data(self.plan.recipe, self.train, self.checkpoint_bytes)
         return self.plan.describe(data)
 

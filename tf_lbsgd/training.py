@@ -31,6 +31,7 @@ from tf_lbsgd.callbacks import (
     TrainingPosition,
     WeightAveraging,
 )
+from tf_lbsgd.models.initial_weights import assign_initial_weights
 from tf_lbsgd.preparation import (
     PreparedRun,
     agree_with_other_workers,
@@ -168,6 +169,8 @@ def train(
         )
         builders.compile_for_training(model, plan)
         restored = restore_newest_checkpoint(model, prepared, position)
+        if not restored.arrays:
+            start_from_given_weights(model, prepared)
     is_evaluated = agree_on_start(strategy, run_folder, position)
     if options.audit_data:
         path = run_folder.audit / f"worker-{cluster.task_index}.jsonl"
@@ -235,6 +238,26 @@ def restore_newest_checkpoint(
     checkpoints.assign_arrays(checkpoints.step_count_variables(model), checkpoint.select("steps/"))
     position.step = checkpoint.step
     return checkpoint
+
+
+def start_from_given_weights(model: DataParallelModel, prepared: PreparedRun) -> None:
+    """Assigns the weights of --initial_weights, if the recipe has any.
+
+    Raises:
+        ValueError: The file was not given, or does not fit the model.
+    """
+    sha256, path = prepared.plan.recipe.initial_weights_sha256, prepared.options.initial_weights
+    if sha256 is None:
+        return
+    if path is None:
+        raise ValueError(
+            "The run has no checkpoint, so it begins with the first weights. Received: no "
+            f"--initial_weights. Expected: the Keras file with the SHA-256 {sha256}"
+        )
+    kept = assign_initial_weights(model, path, sha256)
+    if prepared.cluster.is_chief:
+        new = f" New, as the number of classes differs: {', '.join(kept)}" if kept else ""
+        print(f"Starts from the weights of {path}.{new}", flush=True)
 
 
 def agree_on_start(

@@ -1,4 +1,4 @@
-"""Measures how much slower a step is when workers exchange gradients over a network.
+"""Measures steps whose gradients travel over a network.
 
     python tools/benchmark_network.py --links=unshaped,10,1
     python tools/benchmark_network.py --peers=ours,pytorch --pytorch_python=/path/to/bin/python
@@ -49,14 +49,14 @@ _PORT = 23456
 
 
 def cores_of(worker: int) -> list[int]:
-    """Returns the cores of a worker: an equal share, which no other worker has."""
+    """Returns the cores of a worker, which no other has."""
     cores = sorted(os.sched_getaffinity(0))
     share = max(1, len(cores) // FLAGS.num_workers)
     return [cores[(worker * share + i) % len(cores)] for i in range(share)]
 
 
 def command_of(peer: str, worker: int, workload: dict[str, Any]) -> list[str]:
-    """Returns the command of a worker in its namespace and on its cores."""
+    """Returns the command of a worker on its cores."""
     python = FLAGS.pytorch_python if peer == "pytorch" else sys.executable
     script = _HERE / "network_benchmark" / f"{peer}.py"
     return [
@@ -67,7 +67,10 @@ def command_of(peer: str, worker: int, workload: dict[str, Any]) -> list[str]:
 
 
 def environment_of(worker: int, is_apart: bool) -> dict[str, str]:
-    """Returns the environment of a worker. One that is apart has no TF_CONFIG."""
+    """Returns the environment of a worker.
+
+    A worker that is apart has no TF_CONFIG.
+    """
     variables = environment(
         PYTHONPATH=os.pathsep.join([str(_HERE.parent), os.environ.get("PYTHONPATH", "")]),
         TF_CPP_MIN_LOG_LEVEL="2",
@@ -81,7 +84,7 @@ def environment_of(worker: int, is_apart: bool) -> dict[str, str]:
 
 
 def measure(peer: str, link: str, workload: dict[str, Any]) -> list[float]:
-    """Runs the workers once, and returns the seconds of the steps of worker 0.
+    """Runs the workers, and times the steps of worker 0.
 
     Raises:
         RuntimeError: A worker failed. The message has the end of what it wrote.

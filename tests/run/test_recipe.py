@@ -234,6 +234,7 @@ def test_digest_depends_on_every_field_and_not_on_number_types():
         "label_smoothing": 0.1,
         "ema_momentum": 0.99,
         "zero_gamma": False,
+        "initial_weights_sha256": "0" * 64,
         "seed": 1,
         "precision": "bfloat16",
     }

@@ -13,7 +13,7 @@ from absl import flags
 from tf_lbsgd.run import catalogue
 from tf_lbsgd.run.fields import rule_of
 from tf_lbsgd.run.options import LaunchOptions, RunOptions
-from tf_lbsgd.run.recipe import Recipe
+from tf_lbsgd.run.recipe import Recipe, digest_of_weights
 
 FLAGS = flags.FLAGS
 
@@ -91,14 +91,25 @@ def recipe_from_flags() -> Recipe:
     """Returns the recipe that the flags describe.
 
     Raises:
-        ValueError: --dataset is missing, or no run can honour a flag or a combination of flags.
+        ValueError: --dataset is missing, or no run can honour a flag or a combination of flags. Or
+            the file of --initial_weights cannot be read.
     """
     if FLAGS["dataset"].value is None:
         raise ValueError(
             "No data set. Received: no --dataset. Expected: --dataset= one of "
             f"{catalogue.describe_datasets()}, or a --flagfile that has one."
         )
-    return Recipe(**_values_of_flags(Recipe))
+    values = dict(_values_of_flags(Recipe))
+    if "initial_weights" in FLAGS and (path := FLAGS["initial_weights"].value):
+        digest = digest_of_weights(path)
+        if values["initial_weights_sha256"] not in (None, digest):
+            raise ValueError(
+                "--initial_weights is not the file of --initial_weights_sha256. Received: "
+                f"{path} with {digest} Expected: {values['initial_weights_sha256']}, or only one "
+                "of these flags."
+            )
+        values["initial_weights_sha256"] = digest
+    return Recipe(**values)
 
 
 def run_options_from_flags() -> RunOptions:

@@ -45,7 +45,7 @@ def main(_: list[str]) -> None:
 def run() -> None:
     """Entry point of `lbsgd-plan`."""
     flag_definitions.define_recipe_flags()
-    flag_definitions.define_option_flags(("data_dir",))
+    flag_definitions.define_option_flags(("data_dir", "initial_weights"))
     process.run_binary(main)
 
 

@@ -10,6 +10,7 @@ one place.
 
 import dataclasses
 import math
+import re
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -165,6 +166,15 @@ def boolean() -> Rule:
 def text() -> Rule:
     """Accepts strings."""
     return Rule(lambda value: isinstance(value, str), "a string", kind=str)
+
+
+def sha256() -> Rule:
+    """Accepts SHA-256 digests in hexadecimal."""
+    return Rule(
+        lambda value: isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None,
+        "64 hexadecimal digits",
+        kind=str,
+    )
 
 
 def one_of(choices: Iterable[str]) -> Rule:

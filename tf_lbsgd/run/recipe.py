@@ -7,11 +7,13 @@ that follows from it is in `plan`.
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from tf_lbsgd.run import catalogue, fields
 from tf_lbsgd.run.fields import refusal, setting
+from tf_lbsgd.run.files import local_path, read_file, refuse_bad_paths
 
 WARMUPS = ("gradual", "constant", "none")
 PRECISIONS = ("float32", "bfloat16", "float16")
@@ -160,6 +162,14 @@ class Recipe:
         fields.boolean(),
         "Start the last batch norm of each residual block at gamma 0 (section 5.1).",
         default=True,
+    )
+    initial_weights_sha256: str | None = setting(
+        fields.sha256(),
+        "SHA-256 of the Keras file that the run starts from. --initial_weights sets it. Give it "
+        "instead of that flag to continue a run without the file. Unset: random weights.",
+        default=None,
+        is_optional=True,
+        as_before=None,
     )
     # TensorFlow's stateless seeds are 32-bit.
     seed: int = setting(
@@ -345,3 +355,21 @@ class Recipe:
             for field in mine
             if mine[field] != theirs[field]
         ]
+
+
+@refuse_bad_paths()
+def digest_of_weights(path: str | os.PathLike[str]) -> str:
+    """Returns the SHA-256 of a file, hexadecimal.
+
+    Raises:
+        ValueError: There is no such file, or it is no .keras file by its name.
+    """
+    path = local_path(path, "--initial_weights")
+    if path.suffix != ".keras":
+        raise refusal(
+            "Only a Keras file can give the first weights. `lbsgd-export --run_dir=RUN "
+            "--output=NAME.keras` makes one from a run.",
+            f"initial_weights={path}",
+            "a file that ends in .keras",
+        )
+    return hashlib.sha256(read_file(path)).hexdigest()

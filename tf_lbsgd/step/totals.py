@@ -1,7 +1,7 @@
 """The totals that a step sums over all replicas.
 
-Both tuples are `tf.nest` structures. TensorFlow takes their leaves from the last to the first, packs
-them into buckets, and sends the buckets one after another (cross_device_ops.py, `_all_reduce`). So
+Both tuples are `tf.nest` structures. TensorFlow takes their leaves from the last to the first,
+packs them into buckets, and sends these one after another (cross_device_ops.py, `_all_reduce`). So
 the gradients are the last field: those of the last layers, which are computed first, travel while
 the backward pass of the earlier layers goes on. What waits for all gradients travels at the end.
 

@@ -1,1 +1,1 @@
-"""Parts of `tools/benchmark_network.py`: the network, and the workers that are compared."""
+"""The network and the workers of `benchmark_network.py`."""

@@ -1,4 +1,4 @@
-"""Makes a network of namespaces, whose links have a given rate.
+"""Makes a network of namespaces with slow links.
 
 Each worker has a network namespace, which a veth pair joins to a bridge in a namespace of its own.
 `tc tbf` shapes both directions of each link. It needs root, `ip` and `tc`.
@@ -25,7 +25,7 @@ def address(worker: int) -> str:
 
 @contextlib.contextmanager
 def network(num_workers: int, gbits_per_second: float | None) -> Iterator[None]:
-    """Makes the namespaces and links, and removes them at the end.
+    """Makes the namespaces and links for a block.
 
     Args:
         num_workers: Number of namespaces beside the hub.

@@ -1,6 +1,7 @@
-"""A worker of ours: whole steps of `fit` on one batch that lies in memory.
+"""Times a worker of ours: whole steps of `fit`.
 
-It prints the seconds of each step as JSON. Its arguments are those of `measured.Workload`.
+Its batch lies in memory. It prints the seconds of each step as JSON. Its argument is a JSON object
+that `benchmark_network.py` makes.
 """
 
 import json
@@ -32,7 +33,7 @@ class Clock(keras.callbacks.Callback):
 
 
 def main() -> None:
-    """Trains and prints the seconds of each step but the first."""
+    """Trains, and prints the seconds of the steps."""
     workload = json.loads(sys.argv[1])
     cluster = Cluster.from_environment()
     strategy = distribution.create_strategy(cluster)

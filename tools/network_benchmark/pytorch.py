@@ -1,4 +1,4 @@
-"""A worker of PyTorch: steps of DistributedDataParallel with Gloo on one batch in memory.
+"""Times a worker of PyTorch with DistributedDataParallel and Gloo.
 
 It does the work of `ours.py`: forward, backward, all-reduce and SGD with momentum, images in
 channels-last. It prints the seconds of each step as JSON.
@@ -19,7 +19,7 @@ _BLOCKS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3), "resnet152": (3
 
 
 class Bottleneck(nn.Module):
-    """A block of three convolutions, with the stride on the one of 3 x 3."""
+    """Three convolutions, the stride on that of 3 x 3."""
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Bottleneck(nn.Module):
         self.shortcut = nn.Identity() if is_same else _convolution(channels, 4 * width, 1, stride)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Returns [batch, 4 * width, height / stride, width / stride]."""
+        """Returns 4 * width channels, smaller by the stride."""
         return torch.relu(self.branch(x) + self.shortcut(x))
 
 
@@ -55,7 +55,7 @@ def _convolution(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Mo
 
 
 def main() -> None:
-    """Trains and prints the seconds of each step but the first."""
+    """Trains, and prints the seconds of the steps."""
     workload = json.loads(sys.argv[1])
     cluster = json.loads(os.environ.get("TF_CONFIG", '{"cluster": {"worker": [""]}}'))
     workers = cluster["cluster"]["worker"]
