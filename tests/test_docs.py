@@ -91,3 +91,14 @@ def test_a_wrong_name_would_be_found(tmp_path):
     ]
     assert "no_such" not in known_flags("train")
     assert {"seed", "run_dir"} <= known_flags("train")
+
+
+def test_the_plan_in_the_docs_is_what_the_command_prints():
+    page = (ROOT / "docs" / "recipes.md").read_text()
+    ((_, arguments), *_) = (
+        (b, a) for b, a in commands(ROOT / "docs" / "recipes.md") if b == "plan"
+    )
+    (flagfile,) = (word for word in arguments if word.startswith("--flagfile="))
+    path = f"--flagfile={ROOT / flagfile.partition('=')[2]}"
+    others = [word for word in arguments if word != flagfile]
+    assert f"```\n{run('plan', path, *others).stdout}```" in page

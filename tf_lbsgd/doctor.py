@@ -12,6 +12,7 @@ import tensorflow as tf
 from tf_lbsgd.preparation import PreparedRun, agree_with_other_workers, prepare_run
 from tf_lbsgd.run.folder import RunFolder
 from tf_lbsgd.run.options import RunOptions
+from tf_lbsgd.run.plan import counted
 from tf_lbsgd.run.recipe import Recipe
 from tf_lbsgd.workers import ports
 from tf_lbsgd.workers.cluster import Cluster
@@ -105,7 +106,7 @@ class Doctor:
         plan = self._prepared.plan
         return (
             f"{plan.num_train_examples:,} images, {plan.recipe.global_batch_size:,} per step on "
-            f"{plan.num_replicas} replicas, {plan.total_steps:,} steps"
+            f"{counted(plan.num_replicas, 'replica')}, {counted(plan.total_steps, 'step')}"
         )
 
     def _check_port(self) -> str:

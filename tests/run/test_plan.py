@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tf_lbsgd.run.plan import Phase, Plan
+from tf_lbsgd.run.plan import Phase, Plan, counted
 from tf_lbsgd.run.recipe import Recipe
 
 IMAGENET_IMAGES = 1_281_167
@@ -307,3 +307,17 @@ def test_plan_table_shows_what_is_not_the_papers():
 def test_the_rate_is_drawn_over_the_steps(fields, curve):
     recipe = Recipe(dataset="folder:/x", global_batch_size=512, epochs=4, **fields)
     assert Plan(recipe, num_train_examples=1024).rate_curve() == curve
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "text"),
+    [
+        (0, "step", "0 steps"),
+        (1, "step", "1 step"),
+        (1, "micro-batch", "1 micro-batch"),
+        (2000, "micro-batch", "2,000 micro-batches"),
+        (2, "epoch", "2 epochs"),
+    ],
+)
+def test_one_thing_is_not_plural(number, noun, text):
+    assert counted(number, noun) == text

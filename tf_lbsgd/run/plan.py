@@ -335,30 +335,36 @@ class Plan:
             data: More rows, which describe the data: pairs of a label and a text.
         """
         recipe = self.recipe
-        warmup = f"{recipe.warmup}, {self.warmup_steps:,} steps" if self.warmup_steps else "none"
+        warmup = (
+            f"{recipe.warmup}, {counted(self.warmup_steps, 'step')}"
+            if self.warmup_steps
+            else "none"
+        )
         rows = [
             ("model", f"{recipe.model} on {recipe.dataset}, {recipe.precision}"),
             *data,
             (
                 "global minibatch",
-                f"{recipe.global_batch_size:,} images = {self.micro_batches_per_step:,} "
-                f"micro-batches of {recipe.micro_batch_size:,}",
+                f"{counted(recipe.global_batch_size, 'image')} = "
+                f"{counted(self.micro_batches_per_step, 'micro-batch')} of "
+                f"{recipe.micro_batch_size:,}",
             ),
             (
                 "replicas",
-                f"{self.num_replicas:,}, each {self.per_replica_batch_size:,} images = "
-                f"{self.gradient_accumulation_steps:,} micro-batches a step",
+                f"{self.num_replicas:,}, each {counted(self.per_replica_batch_size, 'image')} = "
+                f"{counted(self.gradient_accumulation_steps, 'micro-batch')} a step",
             ),
             ("epoch", self._describe_epoch(self.phases[0])),
             *(
                 (
                     f"after epoch {phase.first_epoch:,}",
-                    f"{phase.global_batch_size:,} images = {phase.micro_batches_per_step:,} "
-                    f"micro-batches; {self._describe_epoch(phase)}",
+                    f"{counted(phase.global_batch_size, 'image')} = "
+                    f"{counted(phase.micro_batches_per_step, 'micro-batch')}; "
+                    f"{self._describe_epoch(phase)}",
                 )
                 for phase in self.phases[1:]
             ),
-            ("run", f"{recipe.epochs:,} epochs = {self.total_steps:,} steps"),
+            ("run", f"{counted(recipe.epochs, 'epoch')} = {counted(self.total_steps, 'step')}"),
             ("optimizer", self._describe_optimizer()),
             ("warmup", warmup),
             ("rate", self.rate_curve()),
@@ -369,7 +375,7 @@ class Plan:
 
     def _describe_epoch(self, phase: Phase) -> str:
         return (
-            f"{phase.steps_per_epoch:,} steps; {phase.dropped_images_per_epoch:,} of "
+            f"{counted(phase.steps_per_epoch, 'step')}; {phase.dropped_images_per_epoch:,} of "
             f"{self.num_train_examples:,} images dropped"
         )
 
@@ -385,3 +391,9 @@ class Plan:
         if recipe.ema_momentum:
             words.append(f"evaluates weights averaged with momentum {recipe.ema_momentum:g}")
         return ", ".join(words)
+
+
+def counted(number: int, noun: str) -> str:
+    """Returns a number and its noun, such as "1 step" or "2,000 steps"."""
+    plural = f"{noun}es" if noun.endswith("ch") and noun != "epoch" else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else plural}"
