@@ -14,6 +14,7 @@ It needs root, `ip`, `tc` and `taskset`. PyTorch is measured where a Python has 
 
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from typing import Any
 from absl import flags
 from network_benchmark import links
 from tqdm import tqdm
-from worker_processes import end_all, environment, start, threads
+from worker_processes import end_all, environment, start, threads, wait_until
 
 from tf_lbsgd.cli import process
 
@@ -74,6 +75,7 @@ def environment_of(worker: int, is_apart: bool) -> dict[str, str]:
     variables = environment(
         PYTHONPATH=os.pathsep.join([str(_HERE.parent), os.environ.get("PYTHONPATH", "")]),
         TF_CPP_MIN_LOG_LEVEL="2",
+        GLOO_SOCKET_IFNAME="lo" if is_apart else "eth0",
         **threads(len(cores_of(worker))) | {"TF_NUM_INTEROP_THREADS": str(FLAGS.inter_op_threads)},
     )
     if not is_apart:
@@ -103,13 +105,24 @@ def measure(peer: str, link: str, workload: dict[str, Any]) -> list[float]:
             for worker in range(FLAGS.num_workers)
         ]
         try:
-            outputs = [worker.communicate(timeout=_TIMEOUT_SECS) for worker in workers]
+            wait_until(lambda: _are_done(workers), _TIMEOUT_SECS, poll_secs=0.2)
         finally:
             end_all(workers)
-    for worker, (_, errors) in zip(workers, outputs, strict=True):
-        if worker.returncode:
-            raise RuntimeError(f"A worker of {peer} failed: {errors[-2000:]}")
+        outputs = [worker.communicate() for worker in workers]
+    failed = [
+        errors
+        for worker, (_, errors) in zip(workers, outputs, strict=True)
+        if worker.returncode not in (0, -signal.SIGKILL)
+    ]
+    if failed:  # the first of them, as the others may have been killed for it
+        raise RuntimeError(f"A worker of {peer} failed: {failed[0][-2000:]}")
     return json.loads(outputs[0][0].splitlines()[-1])
+
+
+def _are_done(workers: list[subprocess.Popen[str]]) -> bool:
+    """Returns whether all have ended, or one has failed."""
+    ends = [worker.poll() for worker in workers]
+    return None not in ends or any(ends)
 
 
 def main(_: list[str]) -> None:
