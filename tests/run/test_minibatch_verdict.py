@@ -111,7 +111,7 @@ def test_a_verdict_is_one_number_and_plain_words(kn, scale, ratio, text):
 def test_limits_of_the_linear_rule_are_not_those_of_lars():
     text = judge_minibatch(2048, 128.0, "lars").text
     assert text == (
-        "kn = 2,048 is 16.0 times the noise scale (128 images). The limit for LARS is not known."
+        "kn = 2,048 is 16 times the noise scale (128 images). The limit for LARS is not known."
     )
 
 

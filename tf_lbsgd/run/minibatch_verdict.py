@@ -1,4 +1,4 @@
-"""Judges the minibatch of a run by its gradient noise scale.
+"""Judges minibatches by the gradient noise scale.
 
 The ratio kn / noise scale decides, with the scale that was measured while the rate was high. The
 limits are those of the runs in results/, with the linear scaling rule, SGD with momentum and
@@ -19,7 +19,7 @@ LARGEST_RATIO_WITHOUT_LOSS = 1.4
 # The smallest ratio at which the linear rule failed: kn = 1024, a scale of 276 (3.7 to 4.6).
 SMALLEST_RATIO_OF_FAILURE = 3.7
 HIDDEN_MARK = "*"  # in place of an infinite noise scale
-HIDDEN_NOTE = f"{HIDDEN_MARK} In this epoch noise hid the gradient, so the noise scale is too large to measure."
+HIDDEN_NOTE = f"{HIDDEN_MARK} Noise hid the gradient in this epoch: no noise scale can be measured."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,4 +104,4 @@ def _consequence(kn: int, ratio: float) -> str:
 
 
 def _in_words(ratio: float) -> str:
-    return f"{ratio:.2f} of" if ratio < 1 else f"{ratio:.1f} times"
+    return f"{ratio:.2f} of" if ratio < 1 else f"{ratio:,.{1 if ratio < 10 else 0}f} times"
