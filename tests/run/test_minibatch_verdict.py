@@ -135,6 +135,16 @@ def test_a_minibatch_that_grows_is_judged_before_it_grows():
     assert judge_runs(recipe, [metrics(128.0, 9000.0, 9000.0)]).ratio == 1
 
 
+@pytest.mark.parametrize(("num_epochs", "is_early"), [(1, True), (2, True), (3, False)])
+def test_a_scale_of_the_first_epochs_is_called_early(num_epochs, is_early):
+    recipe = {"global_batch_size": 128, "micro_batch_size": 32}
+    verdict = judge_runs(recipe, [metrics(*[128.0] * num_epochs)])
+    assert verdict.ratio == 1
+    assert verdict.text.endswith("so few epochs that the scale may still grow.") == is_early
+    hidden = judge_runs(recipe, [metrics(*[None] * num_epochs)])
+    assert "may still grow" not in hidden.text
+
+
 def test_runs_that_did_not_measure_the_scale_get_no_verdict():
     recipe = {"global_batch_size": 128, "micro_batch_size": 32}
     assert judge_runs(recipe, [[{"epoch": 1, "learning_rate": 0.1}]]) is None

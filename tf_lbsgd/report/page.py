@@ -198,9 +198,10 @@ def _figure(picture: _Picture, cells: Sequence[Cell]) -> str:
 
 
 def _headline(cells: Sequence[Cell]) -> str:
+    names = [f"{_name(cells, i)} " if len(cells) > 1 else "" for i in range(len(cells))]
     verdicts = "".join(
-        f"<li>{_name(cells, index) if len(cells) > 1 else ''} {html.escape(cell.verdict.text)}</li>"
-        for index, cell in enumerate(cells)
+        f"<li>{name}{html.escape(cell.verdict.text)}</li>"
+        for name, cell in zip(names, cells, strict=True)
         if cell.verdict is not None
     )
     shown = _tiles(cells[0]) if len(cells) == 1 else _results(cells)
@@ -210,6 +211,7 @@ def _headline(cells: Sequence[Cell]) -> str:
 def _tiles(cell: Cell) -> str:
     """Returns the headline of one recipe."""
     facts = {**_facts_of(cell), **_origin_of(cell.runs)}
+    del facts["epochs"]  # the recipe has them, and the status if they are not done
     tiles = [
         f"<div><dt>{label}</dt><dd>{html.escape(text)}</dd></div>" for label, text in facts.items()
     ]
@@ -292,11 +294,10 @@ def _workers(run: RunRecord) -> str:
     numbers = [m.get("workers", run.made_by.get("workers")) for m in run.metrics]
     if None in numbers:
         return _NOT_RECORDED
-    parts, epoch = [], 0
-    for number, group in itertools.groupby(numbers):
-        parts.append(f"{number} from epoch {run.metrics[epoch]['epoch']}")
-        epoch += len(list(group))
-    return ", ".join(parts) if len(parts) > 1 else str(numbers[0])
+    text = str(numbers[0])
+    for (before, now), epoch in zip(itertools.pairwise(numbers), run.metrics[1:], strict=True):
+        text += f", {now} from epoch {epoch['epoch']}" if now != before else ""
+    return text
 
 
 def _date(run: RunRecord) -> str:

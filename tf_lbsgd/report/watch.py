@@ -39,6 +39,8 @@ def watch_runs(
     shown: list[RunRecord] = []
     cells: list[Cell] = []
     is_over = False
+    if not any(map(has_begun, paths)):
+        say("Waiting for the first epoch.")
     try:
         while not is_over:
             is_over = all(map(has_ended, paths))  # before the epochs are read, which are whole then
@@ -49,8 +51,6 @@ def watch_runs(
                 page = write_report(cells, output, title, _RELOAD_SECS)
                 epochs = ", ".join(str(record.metrics[-1]["epoch"]) for record in records)
                 say(f"{page}: epoch {epochs}")
-            elif not shown:
-                say("Waiting for the first epoch.")
             if not is_over:
                 wait(_RELOAD_SECS)
     except KeyboardInterrupt:

@@ -12,12 +12,14 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tf_lbsgd.run.folder import reported_noise_scale
+from tf_lbsgd.run.folder import high_rate_epochs, reported_noise_scale
 
 # The largest ratio without a loss of accuracy: kn = 512, 36 epochs (1.2 to 1.4).
 LARGEST_RATIO_WITHOUT_LOSS = 1.4
 # The smallest ratio at which the linear rule failed: kn = 1024, a scale of 276 (3.7 to 4.6).
 SMALLEST_RATIO_OF_FAILURE = 3.7
+# The scale grows in the first epochs: 111 images, then 265 to 399 (kn = 128, 12 epochs).
+_FEWEST_EPOCHS = 3
 HIDDEN_MARK = "*"  # in place of an infinite noise scale
 HIDDEN_NOTE = f"{HIDDEN_MARK} Noise hid the gradient in this epoch: no noise scale can be measured."
 
@@ -80,16 +82,21 @@ def judge_runs(
     """
     kn, growth = recipe["global_batch_size"], recipe.get("batch_growth_epochs")
     last_epoch = growth[0] if growth else math.inf
-    scales = []
+    scales, num_epochs = [], []
     for metrics in runs:
         at_this_kn = [dict(m) for m in metrics if m["epoch"] <= last_epoch]
         if all("gradient_noise_scale" in m for m in at_this_kn):
             scales.append(reported_noise_scale(at_this_kn) or math.inf)
+            num_epochs.append(len(high_rate_epochs(at_this_kn)))
     if not scales:
         return None
     is_measurable = kn > recipe["micro_batch_size"]
     scale = statistics.median(scales) if is_measurable else math.nan
-    return judge_minibatch(kn, scale, recipe.get("optimizer", "momentum"))
+    verdict = judge_minibatch(kn, scale, recipe.get("optimizer", "momentum"))
+    if verdict.ratio is None or max(num_epochs) >= _FEWEST_EPOCHS:
+        return verdict
+    text = f"{verdict.text} The rate was high for so few epochs that the scale may still grow."
+    return dataclasses.replace(verdict, text=text)
 
 
 def _consequence(kn: int, ratio: float) -> str:
