@@ -138,7 +138,11 @@ def test_the_rate_has_its_warmup_and_what_is_still_to_come_is_pale():
 def test_updates_have_a_log_scale_where_runs_differ_much():
     runs = [record(recipe, 0, [30.0, 20.0]) for recipe in (BASELINE, WARMED_UP)]
     for draw, arguments in ((curves.draw_errors, ("update",)), (curves.draw_schedules, ())):
-        assert drawn(draw, runs, *arguments).get_xscale() == "log"
+        axes = drawn(draw, runs, *arguments)
+        assert axes.get_xscale() == "log"
+        axes.figure.draw_without_rendering()
+        labels = [label.get_text() for label in axes.get_xticklabels(which="both")]
+        assert {"10", "100"} <= set(labels) and len(labels) < 9, labels
         assert drawn(draw, runs[:1], *arguments).get_xscale() == "linear"
 
 

@@ -27,11 +27,13 @@ TEXT_COLOR, AXIS_COLOR, GRID_COLOR = "#333333", "#8c8c8c", "#e3e3e3"
 _DASHES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (3, 1, 1, 1)))
 MOST_CELLS = len(COLORS) * len(_DASHES)
 
-_TICKS_BY_RATIO: tuple[tuple[float, tuple[float, ...]], ...] = (
-    (3, (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)),
-    (12, (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)),
-    (100, (1.0, 2.0, 5.0)),
+# Ticks in a decade of a log scale, by the ratio of its ends. Beyond, there is one a decade.
+_SUBS = (
+    (3.0, (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)),
+    (12.0, (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)),
+    (100.0, (1.0, 2.0, 5.0)),
 )
+_SUBS_OF_STEPS = ((100.0, (1.0, 2.0, 5.0)), (1000.0, (1.0, 3.0)))
 _ROUND_STEPS = (1, 2, 2.5, 5, 10)  # of ticks
 _LARGEST_LINEAR_RATIO = 20
 _FAR_MORE = 4  # times the updates
@@ -228,25 +230,32 @@ def use_log_scale(axes: Axes, values: Iterable[float]) -> list[float]:
         The ticks.
     """
     positive = [value for value in values if value > 0] or [1.0]
-    ratio = max(positive) / min(positive)
-    subs = next((subs for limit, subs in _TICKS_BY_RATIO if ratio < limit), (1.0,))
-    low, high = min(positive) / 1.02, max(positive) * 1.02
-    ticks = [float(t) for t in LogLocator(subs=subs, numticks=20).tick_values(low, high)]
-    ticks = [tick for tick in ticks if low <= tick <= high]
+    ticks = _log_ticks(min(positive), max(positive))
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(FixedLocator(ticks or [max(positive)]))
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter("{x:,g}")
     return ticks
 
 
 def _use_log_steps(axes: Axes, last_steps: Sequence[float]) -> None:
     """Uses a log scale if updates differ much."""
     if max(last_steps) >= _FAR_MORE * min(last_steps):
+        low, high = max(1.0, axes.dataLim.x0), axes.dataLim.x1
         axes.set_xscale("log")
-        axes.set_xlim(left=max(1.0, axes.dataLim.x0 / 1.3))
-    else:
-        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.xaxis.set_major_locator(FixedLocator(_log_ticks(low, high, _SUBS_OF_STEPS)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xlim(low / 1.1, high * 1.1)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+
+
+def _log_ticks(
+    low: float, high: float, subs_by_ratio: Sequence[tuple[float, Sequence[float]]] = _SUBS
+) -> list[float]:
+    """Returns ticks of a log scale within a range."""
+    subs = next((subs for ratio, subs in subs_by_ratio if high / low < ratio), (1.0,))
+    ticks = [float(t) for t in LogLocator(subs=subs, numticks=20).tick_values(low, high)]
+    return [tick for tick in ticks if low / 1.02 <= tick <= high * 1.02]
 
 
 def _draw_band(

@@ -348,7 +348,7 @@ def _recipe(cells: Sequence[Cell]) -> list[str]:
     rows = recipe_rows(cells)
     if len(cells) == 1:
         return ["<h2>Recipe</h2>", _definitions(rows[1:])]
-    return ["<h2>How the recipes differ</h2>", _table(rows)]
+    return ["<h2>How the recipes differ</h2>", _table(rows, "recipes")]
 
 
 def _origin(cells: Sequence[Cell]) -> list[str]:
@@ -382,12 +382,12 @@ def _definitions(pairs: Iterable[tuple[str, ...]]) -> str:
     return f'<dl class="facts">{items}</dl>'
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
+def _table(rows: Sequence[Sequence[str]], name: str = "") -> str:
     head, *body = ([html.escape(text) for text in row] for row in rows)
     columns = "".join(f"<th>{text}</th>" for text in head)
     lines = ["<tr>" + "".join(f"<td>{text}</td>" for text in row) + "</tr>" for row in body]
     return (
-        f'<div class="scroll"><table><thead><tr>{columns}</tr></thead><tbody>\n'
+        f'<div class="scroll"><table class="{name}"><thead><tr>{columns}</tr></thead><tbody>\n'
         + "\n".join(lines)
         + "\n</tbody></table></div>"
     )
