@@ -104,10 +104,10 @@ def test_what_changed_in_a_run_is_shown(tmp_path):
     report.write_record(run, tmp_path / "run.json")
     assert report.read_record(tmp_path / "run.json") == run
     cells = report.group_into_cells([run, record(LARGE, 1, [30.0, 20.0, 10.0])])
-    assert report.changes_of_runs(cells) == [("resnet8, seed 0", text) for text in run.changes]
+    assert report.changes_of_runs(cells) == [("run, seed 0", text) for text in run.changes]
     page = report.write_report(cells, tmp_path / "page", "changed").read_text()
     assert "What changed while the runs were under way" in page
-    assert "<td>resnet8, seed 0</td><td>From step 20 on: keras: 3.15.1 in place of" in page
+    assert "<td>run, seed 0</td><td>From step 20 on: keras: 3.15.1 in place of" in page
     assert "other contents &lt;in&gt; 1 file." in page
 
 

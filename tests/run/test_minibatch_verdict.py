@@ -85,19 +85,24 @@ def test_the_sweep_of_figure_3_gets_worse_where_the_verdict_does(scale):
     [
         (
             *(128, 171.0, 0.749),
-            "kn = 128 is 0.75 of the noise scale (171 images): near the limit. 256 would cost "
+            "kn = 128 is 0.75 of the noise scale (171 images): near the limit. 256 may cost "
             "accuracy.",
         ),
         (
             *(32, 1000.0, 0.032),
-            "kn = 32 is 0.03 of the noise scale (1,000 images): below the limit. 1,024 should cost "
+            "kn = 32 is 0.03 of the noise scale (1,000 images): below the limit. 256 should cost "
             "no accuracy.",
         ),
         (70, 100.0, 0.7, "kn = 70 is 0.70 of the noise scale (100 images): below the limit. 140"),
+        (104, 100.0, 1.04, "near the limit. 208 may cost accuracy."),
+        (105, 100.0, 1.05, "near the limit. 210 would cost accuracy."),
         (140, 100.0, 1.4, "kn = 140 is 1.4 times the noise scale (100 images): near the limit."),
-        (141, 100.0, 1.41, "above the limit, which costs accuracy"),
+        (141, 100.0, 1.41, "above the limit, which may cost accuracy"),
+        (210, 100.0, 2.1, "above the limit, which costs accuracy"),
         (369, 100.0, 3.69, "100 images): above the limit"),
         (370, 100.0, 3.7, "far above the limit, where the linear scaling rule fails"),
+        (64, 0.0, None, "At kn = 64 all gradients are equal."),
+        (64, -1e-9, None, "At kn = 64 all gradients are equal."),
         (32, math.nan, None, "kn = 32 is a single micro-batch"),
         (64, math.inf, None, "could not be measured at kn = 64"),
     ],
@@ -128,6 +133,11 @@ def test_seeds_are_judged_by_their_median_and_a_hidden_scale_is_the_largest():
     assert judge_runs(recipe, runs).ratio == 0.5
     assert "hides the gradient" in judge_runs(recipe, runs[1:2]).text
     assert "single micro-batch" in judge_runs({**recipe, "micro_batch_size": 128}, runs[1:2]).text
+
+
+def test_a_scale_of_zero_is_not_a_hidden_one():
+    recipe = {"global_batch_size": 128, "micro_batch_size": 32}
+    assert "gradients are equal" in judge_runs(recipe, [metrics(0.0, 0.0, 0.0)]).text
 
 
 def test_a_minibatch_that_grows_is_judged_before_it_grows():

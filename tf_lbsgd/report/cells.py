@@ -18,7 +18,7 @@ from tf_lbsgd.run.fields import refusal
 from tf_lbsgd.run.minibatch_verdict import Verdict, judge_runs
 
 # What remains of "kn32-seed0" and "kn32-seed1" after their common start "kn32-seed".
-_END_OF_COMMON_NAME = re.compile(r"[-_.\s]*(seed|run|s)?[-_.\s]*$")
+_END_OF_COMMON_NAME = re.compile(r"[-_.\s]*(seed)?[-_.\s]*$")
 _UNSET = "unset"
 
 
@@ -187,10 +187,11 @@ def changes_of_runs(cells: Sequence[Cell]) -> list[tuple[str, str]]:
     """Returns what changed while runs were under way.
 
     Returns:
-        Pairs of the run's name and a sentence. Runs that were never interrupted have none.
+        Pairs of the name of a cell with the seed, and a sentence. Runs that were never interrupted
+        have none.
     """
     return [
-        (f"{cell.label}, seed {run.recipe.get('seed')}", str(text))
+        (f"{cell.name}, seed {run.recipe.get('seed')}", str(text))
         for cell in cells
         for run in cell.runs
         for text in run.changes

@@ -24,8 +24,8 @@ COLORS = (
     *("#946400", "#c2326d", "#357786", "#5a5a5a"),
 )
 TEXT_COLOR, AXIS_COLOR, GRID_COLOR = "#333333", "#8c8c8c", "#e3e3e3"
-_DASHES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (3, 1, 1, 1)))
-MOST_CELLS = len(COLORS) * len(_DASHES)
+DASHES: tuple[tuple[float, ...], ...] = ((), (6, 2), (3, 1, 1, 1))  # in widths of a line
+MOST_CELLS = len(COLORS) * len(DASHES)
 
 # Ticks in a decade of a log scale, by the ratio of its ends. Beyond, there is one a decade.
 _SUBS = (
@@ -58,9 +58,10 @@ def check_number_of_cells(cells: Sequence[Cell]) -> None:
 
 def line_style(index: int) -> dict[str, Any]:
     """Returns color and dashes of a cell."""
+    dashes = DASHES[index // len(COLORS)]
     return {
         "color": COLORS[index % len(COLORS)],
-        "linestyle": _DASHES[index // len(COLORS) % len(_DASHES)],
+        "linestyle": (0, dashes) if dashes else "-",
     }
 
 
@@ -291,8 +292,9 @@ def _median_scales(cell: Cell) -> dict[int, float]:
     for run in cell.runs:
         for epoch_metrics in run.metrics:
             if "gradient_noise_scale" in epoch_metrics:
-                scale = epoch_metrics["gradient_noise_scale"] or math.inf
-                scales.setdefault(epoch_metrics["epoch"], []).append(scale)
+                scale = epoch_metrics["gradient_noise_scale"]
+                of_epoch = scales.setdefault(epoch_metrics["epoch"], [])
+                of_epoch.append(math.inf if scale is None else scale)
     return {epoch: statistics.median(of_epoch) for epoch, of_epoch in sorted(scales.items())}
 
 

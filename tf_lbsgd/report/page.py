@@ -320,7 +320,7 @@ def _duration(seconds: float) -> str:
 
 
 def _swatch(index: int) -> str:
-    dashes = ("", "6 2", "3 1 1 1")[index // len(curves.COLORS) % 3]
+    dashes = " ".join(map(str, curves.DASHES[index // len(curves.COLORS)]))
     return (
         '<svg class="swatch" viewBox="0 0 30 8" preserveAspectRatio="none" aria-hidden="true">'
         f'<line x1="0" x2="30" y1="4" y2="4" stroke-dasharray="{dashes}" '

@@ -396,8 +396,8 @@ def reported_noise_scale(metrics: list[dict[str, Any]]) -> float | None:
         The noise scale, in samples. None if half of these epochs or more have none, because kn is
         one micro-batch or far too small.
     """
-    scales = [m["gradient_noise_scale"] or math.inf for m in high_rate_epochs(metrics)]
-    median = statistics.median(scales)
+    scales = [m["gradient_noise_scale"] for m in high_rate_epochs(metrics)]
+    median = statistics.median(math.inf if scale is None else scale for scale in scales)
     return median if math.isfinite(median) else None
 
 
