@@ -332,7 +332,7 @@ def callbacks_of_chief(
     num_workers, so_far = prepared.cluster.num_workers, restored.epoch_so_far
     noise = GradientNoiseScale(position, so_far.get("gradient_noise"))
     stragglers = StragglerWatch(num_workers, writing) if num_workers > 1 else None
-    recorder = MetricsRecorder(run_folder, position, stragglers, so_far.get("timing"))
+    recorder = MetricsRecorder(run_folder, position, num_workers, stragglers, so_far.get("timing"))
     return [
         *([stragglers] if stragglers else []),  # the recorder reads it
         noise,  # adds to the logs that the recorder writes

@@ -47,9 +47,10 @@ RESULTS = {
     "epochs", "steps", "validation_top_1_error", "final_validation_top_1_error", "weights_sha256",
     "images_per_second", "gradient_noise_scale",
 }  # fmt: skip
-# What differs between equal runs: durations, and which attempt came to an epoch.
+# What differs between equal runs: times, and which attempt of how many workers ended an epoch.
 NOT_COMPARED = {
     "images_per_second", "seconds", "slowest_worker", "slowest_worker_ratio", "attempt",
+    "workers", "ended_at",
 }  # fmt: skip
 
 PHOTOS = Path(__file__).parents[1] / "data" / "photos"

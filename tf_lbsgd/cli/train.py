@@ -17,6 +17,7 @@ if __name__ == "__main__":
 
 from tf_lbsgd.cli import flag_definitions, process
 from tf_lbsgd.run.folder import RunFolder
+from tf_lbsgd.run.minibatch_verdict import judge_runs
 from tf_lbsgd.workers import meeting
 from tf_lbsgd.workers.cluster import Cluster
 
@@ -50,12 +51,8 @@ def main(_: list[str]) -> None:
             f"\nValidation top-1 error: {result['validation_top_1_error']:.2f} % "
             f"(median of the last 5 epochs), {result['images_per_second']:.0f} images/s"
         )
-        if noise_scale := result["gradient_noise_scale"]:
-            print(
-                f"Gradient noise scale: {noise_scale:,.0f} images while the rate was high. A "
-                f"minibatch well below it can grow, and the rate with it; kn was "
-                f"{recipe.global_batch_size}."
-            )
+        if verdict := judge_runs(recipe.to_json(), [run_folder.read_metrics()]):
+            print(verdict.text)
         print(
             f"Results:     {run_folder.path}\n"
             f"TensorBoard: tensorboard --logdir={run_folder.tensorboard}"

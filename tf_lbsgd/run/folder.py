@@ -437,9 +437,8 @@ def reported_error(metrics: list[dict[str, Any]]) -> float:
 def reported_noise_scale(metrics: list[dict[str, Any]]) -> float | None:
     """Returns the gradient noise scale of a run.
 
-    It is the median over the high-rate epochs, which end at half of the highest rate or more. These
-    epochs limit a minibatch that does not grow. After a decay of the rate, the scale is ten times
-    larger (docs/reproduction.md).
+    It is the median over the high-rate epochs, which limit a minibatch that does not grow. After a
+    decay of the rate, the scale is ten times larger (docs/reproduction.md).
 
     Args:
         metrics: One object for each epoch, at least one. An epoch without a noise scale counts as
@@ -449,11 +448,21 @@ def reported_noise_scale(metrics: list[dict[str, Any]]) -> float | None:
         The noise scale, in samples. None if half of these epochs or more have none, because kn is
         one micro-batch or far too small.
     """
-    high_rate = max(m["learning_rate"] for m in metrics) / 2
-    at_high_rate = [m for m in metrics if m["learning_rate"] >= high_rate]
-    scales = [m["gradient_noise_scale"] or math.inf for m in at_high_rate]
-    median = statistics.median(scales)
+    scales = [m["gradient_noise_scale"] for m in high_rate_epochs(metrics)]
+    median = statistics.median(math.inf if scale is None else scale for scale in scales)
     return median if math.isfinite(median) else None
+
+
+def high_rate_epochs(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the epochs at a high rate.
+
+    They end at half of the highest rate or more.
+
+    Args:
+        metrics: One object for each epoch, at least one.
+    """
+    high_rate = max(m["learning_rate"] for m in metrics) / 2
+    return [m for m in metrics if m["learning_rate"] >= high_rate]
 
 
 def _are_on_one_disk(one: Path, other: Path) -> bool:
