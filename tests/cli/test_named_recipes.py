@@ -142,7 +142,7 @@ def test_one_process_with_a_named_recipe_gets_a_new_folder_each_time(tmp_path):
     assert first != second
     for run_dir in (first, second):
         assert re.fullmatch(r"runs/quickstart-\d{8}-\d{6}-[0-9a-f]{4}", run_dir)
-        assert f"Run folder: {run_dir}. To continue this run, add --run_dir={run_dir}\n" in printed
+        assert f"Run folder: {run_dir} (a new one: --run_dir={run_dir} continues" in printed
 
 
 def test_a_folder_that_is_named_is_taken(tmp_path):

@@ -1,5 +1,6 @@
 """Other systems than Linux run one process, and refuse at once what they cannot do."""
 
+import json
 import os
 import subprocess
 import sys
@@ -14,10 +15,17 @@ from tf_lbsgd.workers.exits import MISCONFIGURED
 
 @pytest.fixture
 def on_macos(monkeypatch):
-    """Without the calls that macOS lacks."""
+    """Without the calls that other systems may lack."""
+
+    def access_of_real_user(path, mode, *, effective_ids=False):
+        if effective_ids:
+            raise NotImplementedError
+        return access(path, mode)
+
+    access = os.access
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.delattr(os, "sched_getaffinity")
-    monkeypatch.setattr(os, "supports_effective_ids", set())
+    monkeypatch.setattr(os, "access", access_of_real_user)
 
 
 @pytest.mark.parametrize(
@@ -56,6 +64,39 @@ def test_a_process_alone_is_served_elsewhere(on_macos, tmp_path):
     assert Cluster(("a:1",)).address == "a:1"
     assert system.num_usable_cpus() == os.cpu_count()
     RunFolder(tmp_path / "run").check_writable()
+
+
+ON_MACOS = """
+import ctypes, os, pathlib, sys
+import keras, tensorflow
+from tf_lbsgd.workers import lease
+del os.sched_getaffinity
+os.supports_effective_ids = set()
+lease._PROC = pathlib.Path("/absent")
+load = ctypes.CDLL
+def load_but_not_libc(name, *arguments, **options):
+    assert name is not None, "a call of the kernel"
+    return load(name, *arguments, **options)
+ctypes.CDLL = load_but_not_libc
+sys.platform = "darwin"
+from tf_lbsgd.cli import train
+train.run()
+"""
+
+
+@pytest.mark.long
+def test_a_process_alone_trains_elsewhere(tmp_path):
+    flags = ("--recipe=quickstart", "--dataset=synthetic:8x8x1x10x150", "--epochs=1")
+    done = subprocess.run(
+        [sys.executable, "-c", ON_MACOS, *flags, "--run_dir=run"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 1
 
 
 def test_only_the_cpus_of_this_process_count():

@@ -172,7 +172,7 @@ def run_dir_to_train_in(cluster: Cluster | None = None) -> str:
     run_dir = os.path.join(
         "runs", f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     )
-    print(f"Run folder: {run_dir}. To continue this run, add --run_dir={run_dir}", flush=True)
+    print(f"Run folder: {run_dir} (a new one: --run_dir={run_dir} continues in it)", flush=True)
     return run_dir
 
 
