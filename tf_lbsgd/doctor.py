@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.metadata
-import os
 import platform
 from collections.abc import Callable, Iterator
 
@@ -14,7 +13,7 @@ from tf_lbsgd.run.folder import RunFolder
 from tf_lbsgd.run.options import RunOptions
 from tf_lbsgd.run.plan import counted
 from tf_lbsgd.run.recipe import Recipe
-from tf_lbsgd.workers import ports
+from tf_lbsgd.workers import ports, system
 from tf_lbsgd.workers.cluster import Cluster
 from tf_lbsgd.workers.exits import StartupError
 
@@ -77,7 +76,7 @@ class Doctor:
     def _check_machine(self) -> str:
         versions = (f"{p} {importlib.metadata.version(p)}" for p in ("tensorflow", "keras"))
         return (
-            f"{len(os.sched_getaffinity(0))} CPUs, "
+            f"{system.num_usable_cpus()} CPUs, "
             f"{len(tf.config.list_physical_devices('GPU'))} GPUs, "
             f"{psutil.virtual_memory().available / 2**30:.1f} GiB of memory free, "
             f"Python {platform.python_version()}, {', '.join(versions)}"

@@ -319,7 +319,8 @@ def test_interrupt_saves_the_run(launch):
     assert "Press Ctrl-C again" in errors
     newest = RunFolder(launch.run_dir).newest_checkpoint_step()
     assert newest >= step
-    assert errors.endswith(f"Preempted: step {newest} is saved, the same command continues.\n")
+    notice = f"Preempted: step {newest} is saved, the same command on the same folder continues.\n"
+    assert errors.endswith(notice)
     assert launch.processes() == []
 
 

@@ -1,8 +1,8 @@
 r"""Prints what a recipe would do, without starting it.
 
-    python -m tf_lbsgd.cli.plan --flagfile=flags/quickstart.flags --num_replicas=2 [--json]
-    python -m tf_lbsgd.cli.plan --flagfile=flags/resnet50_imagenet_8k.flags \
-        --dataset=folder:/data/imagenet --num_replicas=256 --num_train_examples=1281167
+    lbsgd-plan --recipe=quickstart --num_replicas=2 [--json]
+    lbsgd-plan --recipe=resnet50_imagenet_8k --dataset=folder:/data/imagenet \
+        --num_replicas=256 --num_train_examples=1281167
 
 It prints the batch arithmetic, the number of steps, the learning rates, and what the data and a
 checkpoint look like. With --num_train_examples it does not open the data.

@@ -1,6 +1,7 @@
 """Makes an HTML page of one or several runs.
 
-    python -m tf_lbsgd.cli.report --output=report runs/a runs/b
+    lbsgd-report --output=report runs/a
+    lbsgd-report --output=report --title="Two seeds" runs/a runs/b
 
 The page holds all that it shows, and a table is printed. Runs whose recipes differ only in the seed
 are shown together, as a mean and a standard deviation. A run does not have to be complete. With

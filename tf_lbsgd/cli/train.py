@@ -1,13 +1,19 @@
 """Trains the model of a recipe.
 
-    python -m tf_lbsgd.cli.train --flagfile=flags/quickstart.flags --run_dir=runs/quickstart
+    lbsgd-train --recipe=quickstart
+    lbsgd-train --recipe=quickstart --epochs=3 --run_dir=runs/short
+    lbsgd-train --flagfile=own.flags --run_dir=runs/own
 
-The flags describe the recipe. By default this process is the only worker. With TF_CONFIG, or under
-SLURM, it is one worker of a cluster: start the same command on every worker. For several workers on
-one machine, use `python -m tf_lbsgd.cli.launch`.
+The flags describe the recipe. Those of a --recipe or --flagfile are overridden by others. By
+default this process is the only worker. With TF_CONFIG, or under SLURM, it is one worker of a
+cluster: start the same command on every worker. For several workers on one machine, use
+`lbsgd-launch`. `python -m tf_lbsgd.cli.train` is the same as `lbsgd-train`.
 
-The same command continues a run that was interrupted.
+The same command with the same --run_dir continues a run that was interrupted. One process with a
+--recipe and no --run_dir makes a new folder under runs/ and prints its name.
 """
+
+import shlex
 
 from tf_lbsgd.workers.preemption import PreemptionNotice
 
@@ -29,7 +35,7 @@ def main(_: list[str]) -> None:
     """
     process.end_with_launcher()
     recipe = flag_definitions.recipe_from_flags()
-    run_folder = RunFolder(flag_definitions.require_run_dir())
+    run_folder = RunFolder(flag_definitions.run_dir_to_train_in())
     run_folder.check(recipe)
     cluster = Cluster.from_environment()
     options = flag_definitions.run_options_from_flags()
@@ -55,7 +61,8 @@ def main(_: list[str]) -> None:
             print(verdict.text)
         print(
             f"Results:     {run_folder.path}\n"
-            f"TensorBoard: tensorboard --logdir={run_folder.tensorboard}"
+            f"TensorBoard: {process.installed_command('tensorboard')} "
+            f"--logdir={shlex.quote(str(run_folder.tensorboard))}"
         )
 
 

@@ -1,12 +1,12 @@
 """Decodes JPEG and PNG files to uint8 images."""
 
 import functools
-import os
 import re
 
 import tensorflow as tf
 
 from tf_lbsgd.input_pipeline.augmentation import Augmentation, center_crop_box
+from tf_lbsgd.workers.system import num_usable_cpus
 
 CHANNELS = 3
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -14,7 +14,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 # tf.map_fn keeps one image a core in flight, so that what one operation writes is still in a core's
 # cache when the next one reads it: on 2 cores 10 % faster than 64 images, and as fast as unbatch,
 # parallel map and batch. It takes batches of any size, zero too.
-_IN_FLIGHT = {"parallel_iterations": len(os.sched_getaffinity(0))}
+_IN_FLIGHT = {"parallel_iterations": num_usable_cpus()}
 
 # 500 pixels, the longer side of most images of ImageNet, shrink to 224 by 2.23. On photos, plain
 # bilinear sampling differs from Pillow's by 1.3 grey levels at 2, by 1.9 at 2.23, by 3.2 at 3.

@@ -166,7 +166,8 @@ class RunFolder:
                 f"The run folder is not a folder. Received: run_dir={self.path}, where {existing} "
                 f"is {kind}. Expected: a folder, or a path where one can be made."
             )
-        if not os.access(existing, os.W_OK | os.X_OK, effective_ids=True):
+        as_effective_user = os.access in os.supports_effective_ids
+        if not os.access(existing, os.W_OK | os.X_OK, effective_ids=as_effective_user):
             raise ValueError(
                 f"The run folder cannot be written. Received: run_dir={self.path}, where "
                 f"{existing} is read-only for this user or on this disk. Expected: a folder that "

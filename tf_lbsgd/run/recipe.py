@@ -248,6 +248,8 @@ class Recipe:
         ):
             is_increasing = list(epochs) == sorted(set(epochs))
             if not is_increasing or any(not earliest <= e < self.epochs for e in epochs):
+                if getattr(self, field) is None:
+                    raise self._warmup_beyond_first_drop()
                 raise refusal(
                     "Every change of rate or batch must come after the previous one, not inside "
                     f"the warmup, and before the end: change --{field}, --warmup_epochs or "
@@ -255,6 +257,17 @@ class Recipe:
                     f"{field}={epochs}",
                     f"strictly increasing epochs in [{earliest}, {self.epochs})",
                 )
+
+    def _warmup_beyond_first_drop(self) -> ValueError:
+        """Returns the error if --warmup_epochs alone is set."""
+        first = self.resolved_decay_epochs[0]
+        return refusal(
+            f"The warmup outlasts the first drop of the rate, which comes at epoch {first:g} if "
+            "--decay_epochs is not set: lower --warmup_epochs, or leave it out, since its default "
+            "follows --epochs too, or set --decay_epochs.",
+            f"warmup_epochs={self.warmup_epochs}, epochs={self.epochs}, decay_epochs=None",
+            f"warmup_epochs <= {first:g}",
+        )
 
     @property
     def has_warmup(self) -> bool:
