@@ -1,4 +1,4 @@
-"""Adds to the docs site what is made from other files.
+"""Makes pages of the docs site from other files.
 
 MkDocs calls the functions (see `hooks` in mkdocs.yml). README.md becomes the first page, and the
 page of errors is made from the code, so that none is missing. A link to a file that is not a page
@@ -33,7 +33,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Replaces links to files that are not on the site by their paths."""
+    """Replaces links to files that the site lacks."""
     folder = Path(page.file.src_uri).parent
 
     def replace(found: re.Match[str]) -> str:
@@ -57,7 +57,7 @@ def _is_on_site(path: Path, files: Files) -> bool:
 
 
 def errors_page() -> str:
-    """Returns the page of all messages with which something is refused or fails."""
+    """Returns the page of all error messages."""
     lines = [
         "# Errors",
         "",
@@ -98,7 +98,7 @@ def _name_of(node: ast.expr) -> str:
 
 
 def _text_of(node: ast.expr) -> str:
-    """Returns the text of an expression, with … for what is not a constant."""
+    """Returns a text, with … for what is not constant."""
     if isinstance(node, ast.Constant):
         return str(node.value)
     if isinstance(node, ast.JoinedStr):

@@ -394,6 +394,6 @@ class Plan:
 
 
 def counted(number: int, noun: str) -> str:
-    """Returns a number and its noun, such as "1 step" or "2,000 steps"."""
+    """Returns a number and its noun, such as "1 step"."""
     plural = f"{noun}es" if noun.endswith("ch") and noun != "epoch" else f"{noun}s"
     return f"{number:,} {noun if number == 1 else plural}"
