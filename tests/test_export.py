@@ -117,6 +117,8 @@ def test_stock_keras_and_tensorflow_predict_as_evaluate_does(
     )
     assert exported.returncode == 0, exported.stderr
     assert "[batch, 16, 16, 3] to float32 logits [batch, 10]" in exported.stdout
+    labels = output / "labels.txt" if output.is_dir() else tmp_path / "exported.labels.txt"
+    assert labels.read_text().splitlines() == [f"class_{i}" for i in range(10)]
     images, labels = evaluation_images(RECIPE)
     np.save(tmp_path / "images.npy", images)
 
@@ -148,6 +150,7 @@ def test_a_bfloat16_run_exports_as_float32(untrained, tmp_path):
     ("output", "export_format", "says"),
     [
         pytest.param("taken.keras", "keras", "which exists", id="output exists"),
+        pytest.param("labelled.keras", "keras", "labelled.labels.txt", id="class names exist"),
         pytest.param("taken.keras/a", "saved_model", "is a file", id="output in a file"),
         pytest.param("exported", "keras", "ending in .keras", id="no suffix"),
         pytest.param("a.keras", "saved_model", "not ending in .keras", id="file suffix"),
@@ -157,6 +160,7 @@ def test_a_bfloat16_run_exports_as_float32(untrained, tmp_path):
 def test_bad_output_is_refused(output, export_format, says, tmp_path):
     RunFolder(tmp_path / "run").claim(RECIPE)
     (tmp_path / "taken.keras").touch()
+    (tmp_path / "labelled.labels.txt").touch()
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(ValueError, match=rf"Received: .*{says}"):
         export_run(tmp_path / "run", tmp_path / output, export_format)

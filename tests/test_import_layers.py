@@ -15,7 +15,7 @@ PACKAGE = Path(tf_lbsgd.__file__).parent
 FLOORS = (
     ("cli",),
     ("doctor",),
-    ("export",),
+    ("export", "prediction"),
     ("evaluation",),
     ("training", "report"),
     ("builders", "summaries"),

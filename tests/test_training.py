@@ -242,10 +242,13 @@ def test_a_run_that_ends_twice_shows_its_result_once(growing, tmp_path):
 
 def test_the_best_checkpoint_stays_and_is_evaluated_on_request(growing, tmp_path):
     folder = copy_until(growing, tmp_path / "resumed", 12)
+    best_step = 12  # the end of an epoch, which no later epoch can beat
+    unbeatable = {"step": best_step, "validation_top_1_error": -1.0}
+    (folder / "checkpoints" / "best.json").write_text(json.dumps(unbeatable))
     run(GROWING, folder, RunOptions(keep_checkpoints=1))
     epochs = metrics_of(folder)
-    best = min(epochs, key=lambda epoch: epoch["validation_top_1_error"])
-    assert best["step"] < epochs[-1]["step"]  # else this test would prove nothing
+    (best,) = [epoch for epoch in epochs if epoch["step"] == best_step]
+    assert best_step < epochs[-1]["step"]  # else this test would prove nothing
     steps = {int(p.stem[-9:]) for p in (folder / "checkpoints").glob("step-*.json")}
     assert steps == {best["step"], epochs[-1]["step"]}
 

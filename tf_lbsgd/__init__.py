@@ -17,6 +17,8 @@ import importlib
 import sys
 from typing import TYPE_CHECKING
 
+__version__ = "0.1.0"
+
 if TYPE_CHECKING:
     from tf_lbsgd import callbacks
     from tf_lbsgd.callbacks import GradientNoiseScale

@@ -13,6 +13,7 @@ from tf_lbsgd import distribution, input_pipeline
 from tf_lbsgd.models.building import build_model
 from tf_lbsgd.run import catalogue
 from tf_lbsgd.run.fields import refusal
+from tf_lbsgd.run.folder import ImagesOfRun
 from tf_lbsgd.run.plan import Plan
 from tf_lbsgd.run.recipe import Recipe
 from tf_lbsgd.step.metrics import SampleCount
@@ -24,7 +25,7 @@ _EVALUATION_BATCH_PER_REPLICA = 100
 
 def create_model(
     recipe: Recipe,
-    source: input_pipeline.Source,
+    images: input_pipeline.Source | ImagesOfRun,
     model_class: type[keras.Model] = DataParallelModel,
 ) -> keras.Model:
     """Builds the model of a recipe.
@@ -33,7 +34,7 @@ def create_model(
 
     Args:
         recipe: Names the model.
-        source: Images of the data set, which give the image shape and the number of classes.
+        images: Images of the data set, which give the image shape and the number of classes.
         model_class: Class of the model that is returned. A functional or Sequential model is turned
             into one of this class, with the same layers.
 
@@ -41,7 +42,7 @@ def create_model(
         ValueError: As in `models.building.build_model`. Or the user's function returns a subclass
             of `keras.Model` that cannot train on several workers.
     """
-    model = build_model(recipe, source.num_classes, source.image_shape)
+    model = build_model(recipe, images.num_classes, images.image_shape)
     if type(model) is model_class or model_class is keras.Model:
         return model
     if type(model).__module__.partition(".")[0] == "keras":  # a stock class: it overrides nothing

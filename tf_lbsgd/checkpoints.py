@@ -125,8 +125,8 @@ def mark_best(
 ) -> None:
     """Marks a checkpoint as the best if it is.
 
-    It is the best if no other has a lower or equal error. The best checkpoint is kept. The one that
-    was the best before may be removed.
+    It is the best if no other has a lower error. Of equal errors, the later checkpoint counts. The
+    best checkpoint is kept. The one that was the best before may be removed.
 
     Args:
         folder: Folder of the checkpoints.
@@ -136,7 +136,7 @@ def mark_best(
         staging: See the top of this file.
     """
     best = _best(folder)
-    if best is not None and best["validation_top_1_error"] <= validation_top_1_error:
+    if best is not None and best["validation_top_1_error"] < validation_top_1_error:
         return
     best = {"step": step, "validation_top_1_error": validation_top_1_error}
     replace_file(folder / _BEST, json.dumps(best).encode(), staging=staging)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.metadata
-import os
 import platform
 from collections.abc import Callable, Iterator
 
@@ -12,8 +11,9 @@ import tensorflow as tf
 from tf_lbsgd.preparation import PreparedRun, agree_with_other_workers, prepare_run
 from tf_lbsgd.run.folder import RunFolder
 from tf_lbsgd.run.options import RunOptions
+from tf_lbsgd.run.plan import counted
 from tf_lbsgd.run.recipe import Recipe
-from tf_lbsgd.workers import ports
+from tf_lbsgd.workers import ports, system
 from tf_lbsgd.workers.cluster import Cluster
 from tf_lbsgd.workers.exits import StartupError
 
@@ -76,7 +76,7 @@ class Doctor:
     def _check_machine(self) -> str:
         versions = (f"{p} {importlib.metadata.version(p)}" for p in ("tensorflow", "keras"))
         return (
-            f"{len(os.sched_getaffinity(0))} CPUs, "
+            f"{system.num_usable_cpus()} CPUs, "
             f"{len(tf.config.list_physical_devices('GPU'))} GPUs, "
             f"{psutil.virtual_memory().available / 2**30:.1f} GiB of memory free, "
             f"Python {platform.python_version()}, {', '.join(versions)}"
@@ -105,7 +105,7 @@ class Doctor:
         plan = self._prepared.plan
         return (
             f"{plan.num_train_examples:,} images, {plan.recipe.global_batch_size:,} per step on "
-            f"{plan.num_replicas} replicas, {plan.total_steps:,} steps"
+            f"{counted(plan.num_replicas, 'replica')}, {counted(plan.total_steps, 'step')}"
         )
 
     def _check_port(self) -> str:

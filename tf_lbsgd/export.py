@@ -19,10 +19,12 @@ from tf_lbsgd import checkpoints
 from tf_lbsgd.builders import create_model
 from tf_lbsgd.evaluation import checkpoint_to_judge, evaluated_weights
 from tf_lbsgd.models.batch_normalization import BatchNormalization
-from tf_lbsgd.preparation import open_split
-from tf_lbsgd.run.files import local_path, refuse_bad_paths
+from tf_lbsgd.preparation import images_of_run
+from tf_lbsgd.run.files import local_path, refuse_bad_paths, replace_file
 from tf_lbsgd.run.folder import RunFolder
 from tf_lbsgd.run.options import RunOptions
+
+_LABELS = "labels.txt"
 
 
 def export_run(
@@ -41,9 +43,10 @@ def export_run(
         output: The file or folder to make, which must not exist.
         export_format: "keras" makes a file that `keras.saving.load_model` opens where this package
             is not installed. "saved_model" makes a folder whose signature "serving_default" takes
-            `images` and returns a dict of `logits`.
-        options: Location of the data, which gives the shape of the images, and the choice between
-            the newest and the best checkpoint.
+            `images` and returns a dict of `logits`. Either comes with a `labels.txt`, which has the
+            name of a class in each line: in the folder, or beside the file, as NAME.labels.txt.
+        options: The choice between the newest and the best checkpoint. And the location of the
+            data, for runs of older versions, whose folder does not describe the images.
 
     Returns:
         step (of the checkpoint), image_shape (height, width, channels), num_classes.
@@ -58,10 +61,10 @@ def export_run(
     _check_output(output, export_format)
     options = options or RunOptions()
     checkpoint = checkpoint_to_judge(run_folder, options)
-    source = open_split(recipe, options, "validation")
+    images = images_of_run(run_folder, options)
     # The layers of another precision would cast; variables are float32 in either.
     recipe = dataclasses.replace(recipe, precision="float32")
-    model = stock_model(create_model(recipe, source, keras.Model))
+    model = stock_model(create_model(recipe, images, keras.Model))
     checkpoints.assign_arrays(
         checkpoints.model_variables(model), evaluated_weights(model, checkpoint)
     )
@@ -69,11 +72,14 @@ def export_run(
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(output)
     write(model, partial)
+    labels = "".join(f"{' '.join(name.splitlines())}\n" for name in images.class_names)
+    in_output = partial / _LABELS
+    replace_file(in_output if partial.is_dir() else _labels_beside(output), labels.encode())
     os.replace(partial, output)
     return {
         "step": checkpoint.step,
-        "image_shape": tuple(source.image_shape),
-        "num_classes": source.num_classes,
+        "image_shape": images.image_shape,
+        "num_classes": images.num_classes,
     }
 
 
@@ -133,6 +139,11 @@ def _check_output(output: Path, export_format: str) -> None:
             f"Nothing is overwritten. Received: output={output}, which exists. "
             "Expected: a path that does not exist yet."
         )
+    if export_format == "keras" and os.path.lexists(labels := _labels_beside(output)):
+        raise ValueError(
+            f"Nothing is overwritten. Received: {labels}, which exists. Expected: no such file, "
+            "since the names of the classes are written there."
+        )
     if (output.suffix == ".keras") != (export_format == "keras"):
         expected = "ending in" if export_format == "keras" else "not ending in"
         raise ValueError(
@@ -147,6 +158,11 @@ def _check_output(output: Path, export_format: str) -> None:
             f"The output cannot be written. Received: output={output}, where {existing} is a file "
             "or not writable. Expected: a path in a folder, or where folders can be made."
         )
+
+
+def _labels_beside(output: Path) -> Path:
+    """Returns where the class names of a file are."""
+    return output.with_suffix(f".{_LABELS}")
 
 
 def _partial(output: Path) -> Path:

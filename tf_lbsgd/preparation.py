@@ -21,7 +21,7 @@ from tf_lbsgd.provenance import NUM_TRAIN_EXAMPLES, Provenance
 from tf_lbsgd.run import catalogue, user_code
 from tf_lbsgd.run.fields import refusal
 from tf_lbsgd.run.files import digest_of_files, step_files
-from tf_lbsgd.run.folder import RunFolder
+from tf_lbsgd.run.folder import ImagesOfRun, RunFolder
 from tf_lbsgd.run.options import RunOptions
 from tf_lbsgd.run.plan import Plan
 from tf_lbsgd.run.recipe import Recipe
@@ -34,7 +34,7 @@ from tf_lbsgd.workers.messages import Verdict
 _TRAINING_DATA, _VALIDATION_DATA = "training data", "validation data"
 _PACKAGES = ("tensorflow", "keras", "numpy")
 # Options that may differ between workers, since each concerns only its own worker.
-_OWN_OF_A_WORKER = {"data_dir", "profile_steps", "startup_timeout_secs"}
+_OWN_OF_A_WORKER = {"data_dir", "initial_weights", "profile_steps", "startup_timeout_secs"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,12 +63,18 @@ class PreparedRun:
 
     @property
     def augmentation(self) -> str:
-        """Name of the augmentation that the run uses.
+        """Name of the augmentation that the run uses, see `augmentation_of`."""
+        return augmentation_of(self.plan.recipe, self.train)
 
-        It is the recipe's. If that is "auto", it is the default of the data set.
-        """
-        named = self.plan.recipe.augmentation
-        return self.train.default_augmentation if named == "auto" else named
+    @functools.cached_property
+    def checkpoint_bytes(self) -> int:
+        """Size of a checkpoint, see `checkpoint_bytes`."""
+        return checkpoint_bytes(self.plan.recipe, self.train)
+
+    def describe(self) -> str:
+        """Returns the plan and the data, as a table."""
+        data = describe_data(self.plan.recipe, self.train, self.checkpoint_bytes)
+        return self.plan.describe(data)
 
     @functools.cached_property
     def facts(self) -> dict[str, str]:
@@ -280,7 +286,7 @@ def check_disk_space(prepared: PreparedRun) -> None:
     Raises:
         ValueError: The disk cannot. The message says how much is free and how much is needed.
     """
-    needed = checkpoint_bytes(prepared.plan.recipe, prepared.train)
+    needed = prepared.checkpoint_bytes
     folder = prepared.run_folder.checkpoints
     missing = max(1, 2 - len(step_files(folder, ".npz")))
     existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
@@ -291,6 +297,37 @@ def check_disk_space(prepared: PreparedRun) -> None:
             f"{existing} Expected: {missing * needed / 2**20:,.0f} MiB, for {missing} of "
             f"{needed / 2**20:,.0f} MiB; make space, or choose another --run_dir."
         )
+
+
+def describe_data(
+    recipe: Recipe, source: input_pipeline.Source, num_bytes: int
+) -> list[tuple[str, str]]:
+    """Returns what `plan` and `train` say about the data.
+
+    Args:
+        recipe: Names the augmentation.
+        source: Training images.
+        num_bytes: Size of a checkpoint.
+
+    Returns:
+        Rows for `Plan.describe`.
+    """
+    height, width, channels = source.image_shape
+    kind = {1: "grey", 3: "colour"}.get(channels, f"{channels} channels")
+    pixels = f"{height:,} x {width:,} pixels, {kind}"
+    augmentation = augmentation_of(recipe, source)
+    return [
+        ("images", f"{pixels}, {source.num_classes:,} classes, augmentation {augmentation}"),
+        ("checkpoint", f"{num_bytes / 1e6:,.1f} MB"),
+    ]
+
+
+def augmentation_of(recipe: Recipe, source: input_pipeline.Source) -> str:
+    """Returns the name of the augmentation that a run uses.
+
+    It is the recipe's. If that is "auto", it is the default of the data set.
+    """
+    return source.default_augmentation if recipe.augmentation == "auto" else recipe.augmentation
 
 
 def checkpoint_bytes(recipe: Recipe, source: input_pipeline.Source) -> int:
@@ -402,6 +439,18 @@ def _digest_of_code() -> str:
     """Returns the SHA-256 of this package's files."""
     folder = Path(__file__).parent
     return digest_of_files(folder, folder.rglob("*.py"))
+
+
+def images_of_run(run_folder: RunFolder, options: RunOptions) -> ImagesOfRun:
+    """Returns what the images of a run are.
+
+    The data are needed only for a run of an older version, which did not record it.
+    """
+    recorded = run_folder.read_images()
+    if recorded is not None:
+        return recorded
+    source = open_split(run_folder.read_recipe(), options, "validation")
+    return ImagesOfRun(source.class_names, source.image_shape)
 
 
 def open_split(

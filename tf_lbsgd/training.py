@@ -25,7 +25,7 @@ from tf_lbsgd.callbacks import (
     MetricsRestorer,
     NonFinitePolicy,
     PreemptionStop,
-    ProgressBar,
+    Progress,
     StepProfiler,
     StragglerWatch,
     TensorBoardScalars,
@@ -38,6 +38,7 @@ from tf_lbsgd.callbacks.tensorboard_scalars import (
     ScalarsByRun,
     noise_scale_scalars,
 )
+from tf_lbsgd.models.initial_weights import assign_initial_weights
 from tf_lbsgd.preparation import (
     PreparedRun,
     agree_with_other_workers,
@@ -47,7 +48,7 @@ from tf_lbsgd.preparation import (
     lost_checkpoints,
 )
 from tf_lbsgd.run.background import BackgroundTask
-from tf_lbsgd.run.folder import RunFolder, reported_error, reported_noise_scale
+from tf_lbsgd.run.folder import ImagesOfRun, RunFolder, reported_error, reported_noise_scale
 from tf_lbsgd.run.plan import Plan
 from tf_lbsgd.step.audit import AuditedModel, AuditLog
 from tf_lbsgd.step.trainer import DataParallelModel
@@ -167,7 +168,8 @@ def train(
     check_num_replicas(plan, strategy)
     if cluster.is_chief:
         run_folder.claim(plan.recipe)
-        print(plan.describe())
+        run_folder.write_images(ImagesOfRun(prepared.train.class_names, prepared.train.image_shape))
+        print(prepared.describe())
     position = TrainingPosition(plan)
     with strategy.scope():
         model = builders.create_model(
@@ -175,6 +177,8 @@ def train(
         )
         builders.compile_for_training(model, plan)
         restored = restore_newest_checkpoint(model, prepared, position)
+        if not restored.arrays:
+            start_from_given_weights(model, prepared)
     is_evaluated = agree_on_start(strategy, run_folder, position)
     if options.audit_data:
         path = run_folder.audit / f"worker-{cluster.task_index}.jsonl"
@@ -245,6 +249,26 @@ def restore_newest_checkpoint(
     checkpoints.assign_arrays(checkpoints.step_count_variables(model), checkpoint.select("steps/"))
     position.step = checkpoint.step
     return checkpoint
+
+
+def start_from_given_weights(model: DataParallelModel, prepared: PreparedRun) -> None:
+    """Assigns the weights of --initial_weights, if the recipe has any.
+
+    Raises:
+        ValueError: The file was not given, or does not fit the model.
+    """
+    sha256, path = prepared.plan.recipe.initial_weights_sha256, prepared.options.initial_weights
+    if sha256 is None:
+        return
+    if path is None:
+        raise ValueError(
+            "The run has no checkpoint, so it begins with the first weights. Received: no "
+            f"--initial_weights. Expected: the Keras file with the SHA-256 {sha256}"
+        )
+    kept = assign_initial_weights(model, path, sha256)
+    if prepared.cluster.is_chief:
+        new = f" New, as the number of classes differs: {', '.join(kept)}" if kept else ""
+        print(f"Starts from the weights of {path}.{new}", flush=True)
 
 
 def agree_on_start(
@@ -320,7 +344,7 @@ def callbacks_of_chief(
     num_workers, so_far = prepared.cluster.num_workers, restored.epoch_so_far
     noise = GradientNoiseScale(position, so_far.get("gradient_noise"))
     stragglers = StragglerWatch(num_workers, writing) if num_workers > 1 else None
-    recorder = MetricsRecorder(run_folder, position, stragglers, so_far.get("timing"))
+    recorder = MetricsRecorder(run_folder, position, num_workers, stragglers, so_far.get("timing"))
     return [
         *([stragglers] if stragglers else []),  # the recorder reads it
         noise,  # adds to the logs that the recorder writes
@@ -331,7 +355,7 @@ def callbacks_of_chief(
             lambda logs: scalars_of_epoch(logs, run_folder, prepared.plan),
             histograms=options.histograms,
         ),
-        ProgressBar(position, recipe.epochs),
+        Progress(position, prepared.plan),
         CheckpointWriter(  # also saves the sums of the recorder and the noise so far
             run_folder,
             position,

@@ -77,10 +77,12 @@ def test_people_get_a_table_and_no_start_up_chatter():
     table = plan(f"--flagfile={FLAGS / 'quickstart.flags'}", "--num_replicas=2")
     rows = dict(line.split("  ", 1) for line in table.splitlines())
     assert rows["model"].split() == ["resnet8", "on", "fashion_mnist_10k,", "bfloat16"]
+    assert rows["images"].strip() == "28 x 28 pixels, grey, 10 classes, augmentation pad_crop"
+    assert rows["checkpoint"].strip() == "0.6 MB"
     assert "128 images = 4 micro-batches of 32" in rows["global minibatch"]
     assert "2, each 64 images = 2 micro-batches a step" in rows["replicas"]
     assert "78 steps; 16 of 10,000 images dropped" in rows["epoch"]
-    assert "rate at step 156" in rows  # the end of a warm-up of 2 epochs
+    assert "rate at step 87" in rows  # the end of a warm-up of 20/90 of 5 epochs
 
 
 def test_names_of_one_run_agree_in_table_and_json():

@@ -29,9 +29,9 @@ def test_all_workers_stop_after_the_same_step_with_status_75(two_workers):
     for worker in two_workers:
         _, in_evaluation, in_epoch, _ = worker["interrupted"]
         assert in_evaluation["status"] == in_epoch["status"] == 75
-        assert "Preempted: step 12 is saved, the same command continues." in in_evaluation["error"]
+        assert "Preempted: step 12 is saved, the same command on" in in_evaluation["error"]
         # The signal came after step 15, and the step after it told the others.
-        assert "Preempted: step 16 is saved, the same command continues." in in_epoch["error"]
+        assert "Preempted: step 16 is saved, the same command on" in in_epoch["error"]
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])

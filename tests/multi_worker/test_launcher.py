@@ -47,9 +47,10 @@ RESULTS = {
     "epochs", "steps", "validation_top_1_error", "final_validation_top_1_error", "weights_sha256",
     "images_per_second", "gradient_noise_scale",
 }  # fmt: skip
-# What differs between equal runs: durations, and which attempt came to an epoch.
+# What differs between equal runs: times, and which attempt of how many workers ended an epoch.
 NOT_COMPARED = {
     "images_per_second", "seconds", "slowest_worker", "slowest_worker_ratio", "attempt",
+    "workers", "ended_at",
 }  # fmt: skip
 
 PHOTOS = Path(__file__).parents[1] / "data" / "photos"
@@ -209,7 +210,7 @@ def test_run_folder_holds_what_the_contract_names(finished):
     names = {path.name for path in run_dir.iterdir()}
     assert names == {
         "recipe.json", "metrics.jsonl", "result.json", "checkpoints", "tensorboard", "logs",
-        "facts.json", "data_files.json", "attempt-1",
+        "facts.json", "data_files.json", "images.json", "attempt-1",
     }  # fmt: skip
     recipe = json.loads((run_dir / "recipe.json").read_text())
     assert (recipe["model"], recipe["global_batch_size"]) == ("resnet8", 32)
@@ -319,7 +320,8 @@ def test_interrupt_saves_the_run(launch):
     assert "Press Ctrl-C again" in errors
     newest = RunFolder(launch.run_dir).newest_checkpoint_step()
     assert newest >= step
-    assert errors.endswith(f"Preempted: step {newest} is saved, the same command continues.\n")
+    notice = f"Preempted: step {newest} is saved, the same command on the same folder continues.\n"
+    assert errors.endswith(notice)
     assert launch.processes() == []
 
 

@@ -45,7 +45,7 @@ RECIPE = (
     "--deterministic",
     "--audit_data",
 )
-NOT_COMPARED = {"images_per_second", "seconds", "attempt"}
+NOT_COMPARED = {"images_per_second", "seconds", "attempt", "workers", "ended_at"}
 
 
 @pytest.fixture(scope="module")

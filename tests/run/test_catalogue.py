@@ -57,15 +57,15 @@ def test_smooth_decays_run_from_the_peak_to_the_end():
             assert (decay.shape(1.0), decay.shape(0.0)) == (1.0, 0.0), name
 
 
-def test_readme_lists_the_data_sets_as_the_table_does():
+def test_docs_list_the_data_sets_as_the_table_does():
     rows = [
         f"| `{entry.form}` | {entry.description} | {entry.order} |"
         for entry in catalogue.DATASETS.values()
     ]
-    readme = (ROOT / "README.md").read_text().splitlines()
-    start = readme.index("| `--dataset=` | what it is | order |")
-    assert readme[start + 2 : start + 2 + len(rows)] == rows
-    assert not readme[start + 2 + len(rows)].startswith("| `")
+    page = (ROOT / "docs" / "data.md").read_text().splitlines()
+    start = page.index("| `--dataset=` | what it is | order |")
+    assert page[start + 2 : start + 2 + len(rows)] == rows
+    assert not page[start + 2 + len(rows)].startswith("| `")
 
 
 def test_help_is_written_once():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tf_lbsgd.run.folder import RunFolder
+from tf_lbsgd.run.folder import ImagesOfRun, RunFolder
 from tf_lbsgd.run.recipe import Recipe
 
 RECIPE = Recipe(dataset="fashion_mnist_10k", decay_epochs=(30, 60.5), warmup_epochs=5)
@@ -213,6 +213,27 @@ def test_a_result_means_the_run_is_complete(run_folder):
     assert run_folder.read_result() is None
     run_folder.write_result({"epochs": 90})
     assert run_folder.read_result() == {"epochs": 90}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        '{"class_names": ["a"]}',
+        '{"class_names": [1], "image_shape": [8, 8, 3]}',
+        '{"class_names": ["a"], "image_shape": [8, 8]}',
+        '{"class_names": ["a"], "image_shape": [8, 8, null]}',
+    ],
+)
+def test_images_are_described_once_and_a_damaged_description_is_refused(run_folder, text):
+    assert run_folder.read_images() is None
+    images = ImagesOfRun(("cat", "dog\n"), (8, 8, 3))
+    run_folder.write_images(images)
+    run_folder.write_images(ImagesOfRun(("other",), (1, 1, 1)))
+    assert run_folder.read_images() == images
+    (run_folder.path / "images.json").write_text(text)
+    with pytest.raises(ValueError, match=r"images\.json"):
+        run_folder.read_images()
 
 
 WRITES = {

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tf_lbsgd.run.plan import Phase, Plan
+from tf_lbsgd.run.plan import Phase, Plan, counted
 from tf_lbsgd.run.recipe import Recipe
 
 IMAGENET_IMAGES = 1_281_167
@@ -261,16 +261,20 @@ def test_plan_json_agrees_with_the_properties():
 
 
 def test_plan_table_shows_the_arithmetic():
-    lines = Plan(PAPER_8K, IMAGENET_IMAGES, num_replicas=8).describe().splitlines()
+    plan = Plan(PAPER_8K, IMAGENET_IMAGES, num_replicas=8)
+    lines = plan.describe([("images", "of people")]).splitlines()
     table = dict(line.split("  ", 1) for line in lines)
     assert {label: value.strip() for label, value in table.items()} == {
         "model": "resnet50 on tfrecord:/data/imagenet, float32",
+        "images": "of people",
         "global minibatch": "8,192 images = 256 micro-batches of 32",
         "replicas": "8, each 1,024 images = 32 micro-batches a step",
         "epoch": "156 steps; 3,215 of 1,281,167 images dropped",
         "run": "90 epochs = 14,040 steps",
         "optimizer": "momentum 0.9, weight decay 0.0001",
         "warmup": "gradual, 780 steps",
+        # 60 columns: 3 of them warm up. The drops are at a third, two thirds and 8 ninths.
+        "rate": "▆▇" + 18 * "█" + 20 * "▆" + 13 * "▃" + 7 * "▁",
         "rate at step 0": "0.1",
         "rate at step 780": "3.2",
         "rate at step 4,680": "0.32",
@@ -290,3 +294,30 @@ def test_plan_table_shows_what_is_not_the_papers():
         "lars, trust coefficient 0.001, momentum 0.9, weight decay 0.0001, "
         "evaluates weights averaged with momentum 0.99"
     )
+
+
+@pytest.mark.parametrize(
+    ("fields", "curve"),
+    [
+        pytest.param({"warmup": "none", "decay_epochs": ()}, "█" * 8, id="constant"),
+        pytest.param({"warmup": "none", "decay_epochs": (2,)}, "████▆▆▆▆", id="a drop"),
+        pytest.param({"warmup": "constant", "warmup_epochs": 1}, "▇▇█▆▆▃▃▁", id="constant warmup"),
+    ],
+)
+def test_the_rate_is_drawn_over_the_steps(fields, curve):
+    recipe = Recipe(dataset="folder:/x", global_batch_size=512, epochs=4, **fields)
+    assert Plan(recipe, num_train_examples=1024).rate_curve() == curve
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "text"),
+    [
+        (0, "step", "0 steps"),
+        (1, "step", "1 step"),
+        (1, "micro-batch", "1 micro-batch"),
+        (2000, "micro-batch", "2,000 micro-batches"),
+        (2, "epoch", "2 epochs"),
+    ],
+)
+def test_one_thing_is_not_plural(number, noun, text):
+    assert counted(number, noun) == text

@@ -105,6 +105,21 @@ def test_refuses_a_drop_inside_the_warmup_only_where_there_is_a_warmup():
         make_recipe(global_batch_size=8192, batch_growth_epochs=(4,), warmup_epochs=5)
 
 
+@pytest.mark.parametrize("epochs", [1, 2, 3, 5, 20, 90, 300])
+def test_durations_left_open_suit_any_length(epochs):
+    recipe = make_recipe(global_batch_size=8192, epochs=epochs)
+    assert 0 < recipe.resolved_warmup_epochs < recipe.resolved_decay_epochs[0]
+    assert recipe.resolved_decay_epochs[-1] < epochs
+
+
+def test_a_warmup_beyond_a_drop_left_open_is_named_and_not_the_drop():
+    warmup_alone = {"global_batch_size": 8192, "warmup_epochs": 2, "epochs": 3}
+    with pytest.raises(ValueError, match=r"lower --warmup_epochs, .* warmup_epochs <= 1\.$"):
+        make_recipe(**warmup_alone)
+    make_recipe(**(warmup_alone | {"warmup_epochs": 1}))
+    make_recipe(**warmup_alone, decay="cosine")
+
+
 def test_refuses_a_warmup_longer_than_the_run():
     with pytest.raises(ValueError, match="outlasts"):
         make_recipe(global_batch_size=512, epochs=4, warmup_epochs=5, decay_epochs=())
@@ -234,6 +249,7 @@ def test_digest_depends_on_every_field_and_not_on_number_types():
         "label_smoothing": 0.1,
         "ema_momentum": 0.99,
         "zero_gamma": False,
+        "initial_weights_sha256": "0" * 64,
         "seed": 1,
         "precision": "bfloat16",
     }

@@ -13,6 +13,7 @@ from reproduction import runner, tables
 from reproduction.sets import BASE, LARGE_BATCH, Run, full_sets, quick_sets
 
 from tf_lbsgd import report
+from tf_lbsgd.report import curves
 from tf_lbsgd.run.folder import RunFolder
 
 _ROOT = pathlib.Path(__file__).parents[2]
@@ -135,6 +136,23 @@ def test_noise_scales_are_medians_of_the_runs_that_could_tell():
     )
     assert rows[0][1:] == ["a", "b", "c"]
     assert rows[1:] == [[name, "2,000", "-", "7"] for name in ("3", "all at a high rate")]
+
+
+@pytest.mark.parametrize("draw", [curves.draw_errors, curves.draw_losses])
+def test_curves_keep_their_size_however_long_and_many_the_names_are(draw):
+    names = ("epoch", "train_loss", "train_top_1_error", "validation_top_1_error")
+    run = report.RunRecord({}, [dict.fromkeys(names, value) for value in (1, 2)])
+    many = [report.Cell(f"global_batch_size={i}, warmup=gradual" * 2, (run,)) for i in range(9)]
+    sizes = []
+    for cells in ([report.Cell("kn = 32", (run,))], many):
+        figure = tables.curves_of(cells, draw, "error")
+        figure.draw_without_rendering()
+        sizes.append(figure.axes[0].get_window_extent().size)
+        (legend,) = figure.legends
+        assert [text.get_text() for text in legend.get_texts()] == [cell.label for cell in cells]
+        assert figure.bbox.containsx(legend.get_window_extent().x0)
+        assert figure.bbox.containsx(legend.get_window_extent().x1)
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.1)
 
 
 def test_a_quick_run_keeps_the_sets():

@@ -12,7 +12,7 @@ from tf_lbsgd.callbacks.gradient_noise_scale import GradientNoiseScale
 from tf_lbsgd.callbacks.metrics_recorder import MetricsRecorder
 from tf_lbsgd.callbacks.non_finite_policy import NonFinitePolicy
 from tf_lbsgd.callbacks.preemption_stop import PreemptionStop
-from tf_lbsgd.callbacks.progress_bar import ProgressBar
+from tf_lbsgd.callbacks.progress import Progress
 from tf_lbsgd.callbacks.robust import robust
 from tf_lbsgd.callbacks.step_profiler import StepProfiler
 from tf_lbsgd.callbacks.straggler_watch import StragglerWatch
@@ -29,7 +29,7 @@ __all__ = [
     "MetricsRestorer",
     "NonFinitePolicy",
     "PreemptionStop",
-    "ProgressBar",
+    "Progress",
     "StepProfiler",
     "StragglerWatch",
     "TensorBoardScalars",

@@ -1,14 +1,17 @@
 """Writes `metrics.jsonl`, and prints a table row for each epoch."""
 
+import datetime
 import math
 import time
 from typing import Any
 
 import keras
 
+from tf_lbsgd.callbacks.progress import print_line
 from tf_lbsgd.callbacks.straggler_watch import StragglerWatch
 from tf_lbsgd.callbacks.training_position import TrainingPosition
 from tf_lbsgd.run.folder import RunFolder
+from tf_lbsgd.run.minibatch_verdict import HIDDEN_MARK, HIDDEN_NOTE
 
 _COLUMNS = (
     ("epoch", "{epoch:>7}", 7),
@@ -31,6 +34,7 @@ class MetricsRecorder(keras.callbacks.Callback):
     Args:
         run_folder: Folder of `metrics.jsonl`.
         position: Current position in the run.
+        num_workers: Number of workers of this attempt.
         stragglers: Finds the slowest worker. None if there is one worker.
         epoch_so_far: Result of `epoch_so_far()` for an epoch that was interrupted.
     """
@@ -39,14 +43,16 @@ class MetricsRecorder(keras.callbacks.Callback):
         self,
         run_folder: RunFolder,
         position: TrainingPosition,
+        num_workers: int,
         stragglers: StragglerWatch | None,
         epoch_so_far: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self._run_folder = run_folder
         self._position = position
+        self._num_workers = num_workers
         self._stragglers = stragglers
-        self._has_head = False
+        self._has_head = self._has_hidden_scale = False
         self._begin(**(epoch_so_far or {}))
 
     def _begin(
@@ -102,6 +108,8 @@ class MetricsRecorder(keras.callbacks.Callback):
             "epoch": epoch + 1,
             "step": self._position.step,
             "attempt": self._run_folder.attempt,
+            "workers": self._num_workers,
+            "ended_at": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
             "train_loss": logs["loss"],
             "train_top_1_error": 100 * (1 - logs["top_1_accuracy"]),
             "validation_loss": logs["val_loss"],
@@ -118,9 +126,17 @@ class MetricsRecorder(keras.callbacks.Callback):
         self._run_folder.append_metrics(epoch_metrics)
         self.on_train_begin()  # an epoch whose evaluation was interrupted ends before any `fit`
         row = " ".join(form for _, form, _ in _COLUMNS)
-        text = "-" if math.isnan(noise_scale) else f"{noise_scale:,.0f}"
-        self._print(row.format(**epoch_metrics, noise_scale=text))
+        self._print(row.format(**epoch_metrics, noise_scale=_in_table(noise_scale)))
+        self._has_hidden_scale |= math.isinf(noise_scale)
+        if self._has_hidden_scale and self._position.is_at_end:
+            self._print(HIDDEN_NOTE)
 
     def _print(self, row: str) -> None:
-        print(row, flush=True)
+        print_line(row)
         self._has_head = True
+
+
+def _in_table(noise_scale: float) -> str:
+    if math.isnan(noise_scale):
+        return "-"
+    return HIDDEN_MARK if math.isinf(noise_scale) else f"{noise_scale:,.0f}"

@@ -6,6 +6,7 @@ import numpy as np
 
 from tf_lbsgd import distribution
 from tf_lbsgd.callbacks.fit_position import StepCallback
+from tf_lbsgd.callbacks.progress import print_line
 from tf_lbsgd.callbacks.training_position import TrainingPosition
 from tf_lbsgd.run.fields import require
 from tf_lbsgd.workers.exits import NonFiniteError
@@ -70,7 +71,7 @@ class NonFinitePolicy(StepCallback):
         if count > self._max_skipped_steps:
             message += f" It is one more than --max_skipped_steps={self._max_skipped_steps}."
             self.stop_together(NonFiniteError(message))
-        print(f"{message} Skipped: {count} of at most {self._max_skipped_steps}.", flush=True)
+        print_line(f"{message} Skipped: {count} of at most {self._max_skipped_steps}.")
 
     def _describe(self) -> str:
         record = self.model.step_record

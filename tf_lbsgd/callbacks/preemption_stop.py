@@ -86,7 +86,9 @@ class PreemptionStop(StepCallback):
         step = self.position.step
         saved_step = step if not self._is_own else self.position.saved_step
         if saved_step == step:
-            return f"Preempted: step {step} is saved, the same command continues."
+            return (
+                f"Preempted: step {step} is saved, the same command on the same folder continues."
+            )
         if saved_step is None:
             return f"Preempted after step {step}. No step is saved by an ExactCheckpoint."
         return f"Preempted after step {step}. The same command continues from step {saved_step}."

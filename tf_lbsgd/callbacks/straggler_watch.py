@@ -7,6 +7,7 @@ import numpy as np
 
 from tf_lbsgd import distribution
 from tf_lbsgd.callbacks.fit_position import StepCallback
+from tf_lbsgd.callbacks.progress import print_line
 from tf_lbsgd.run.background import BackgroundTask
 
 _WINDOW_STEPS = 20
@@ -90,11 +91,10 @@ class StragglerWatch(StepCallback):
         if is_slow and slowest != self._named:
             self._named = slowest
             data, compute = medians[:, slowest]
-            print(
+            print_line(
                 f"Worker {slowest} is slow: {self.slowest_worker_ratio:.2f} times the others' "
                 f"{others:.3f} s per step. It waits {data:.3f} s for data and computes "
-                f"{compute:.3f} s.",
-                flush=True,
+                f"{compute:.3f} s."
             )
 
     def _writes_often(self) -> bool:

@@ -3,6 +3,7 @@
 import math
 import os
 import resource
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -249,8 +250,9 @@ def _tag(name: str) -> str:
 
 def _memory() -> dict[str, float]:
     """Returns the peak memory so far, in GiB."""
-    resident_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    scalars = {"memory/peak_resident_gib": resident_kib * 2**10 / _GIB}
+    unit = 1 if sys.platform == "darwin" else 2**10  # bytes
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    scalars = {"memory/peak_resident_gib": resident * unit / _GIB}
     if tf.config.get_visible_devices("GPU"):
         peak = tf.config.experimental.get_memory_info("GPU:0")["peak"]
         scalars["memory/device_peak_gib"] = peak / _GIB

@@ -49,6 +49,11 @@ class TrainingPosition(keras.callbacks.Callback):
         """Returns the number of steps in the current epoch."""
         return self.phase.steps_per_epoch
 
+    @property
+    def is_at_end(self) -> bool:
+        """Tells whether all steps of the run are done."""
+        return self.step >= self._plan.total_steps
+
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Counts a step."""
         self.step += 1

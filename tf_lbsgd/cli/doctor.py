@@ -1,7 +1,8 @@
 """Checks whether a run could start, without starting it.
 
-    python -m tf_lbsgd.cli.doctor --flagfile=flags/quickstart.flags --run_dir=runs/quickstart
-    python -m tf_lbsgd.cli.launch --num_workers=2 --binary=doctor -- --flagfile=... --run_dir=...
+    lbsgd-doctor --recipe=quickstart
+    lbsgd-doctor --flagfile=own.flags --run_dir=runs/own
+    lbsgd-launch --num_workers=2 --binary=doctor -- --recipe=quickstart
 
 It takes the flags of `train` and makes the same checks. It prints the finding of each check, and
 what to do about one that fails. The exit status is 0 if `train` would start, and 2 otherwise.
@@ -19,7 +20,7 @@ from tf_lbsgd.workers import exits
 def main(_: list[str]) -> None:
     """Prints each finding of a `Doctor`."""
     process.end_with_launcher()
-    run_dir = flag_definitions.require_run_dir()
+    run_dir = flag_definitions.run_dir_to_train_in()
     are_ok = True
     with process.hold_standard_error():
         from tf_lbsgd.doctor import Doctor

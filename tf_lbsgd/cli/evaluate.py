@@ -1,9 +1,11 @@
 """Evaluates a checkpoint of a run on the validation images.
 
-    python -m tf_lbsgd.cli.evaluate --run_dir=runs/quickstart
+    lbsgd-evaluate --run_dir=runs/quickstart
+    lbsgd-evaluate --run_dir=runs/quickstart --checkpoint=best
+    lbsgd-launch --num_workers=2 --binary=evaluate -- --run_dir=runs/quickstart
 
 It uses the newest checkpoint, or the best one with --checkpoint=best, and every validation image.
-To divide the images among several workers on one machine, use `launch --binary=evaluate`.
+The last command divides the images among several workers on one machine.
 """
 
 from tf_lbsgd.workers.preemption import PreemptionNotice

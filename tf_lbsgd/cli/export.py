@@ -1,7 +1,7 @@
 """Exports a checkpoint of a run as a Keras model.
 
-    python -m tf_lbsgd.cli.export --run_dir=runs/a --format=keras --output=exports/a.keras
-    python -m tf_lbsgd.cli.export --run_dir=runs/a --format=saved_model --output=exports/a
+    lbsgd-export --run_dir=runs/a --format=keras --output=exports/a.keras
+    lbsgd-export --run_dir=runs/a --format=saved_model --output=exports/a
 
 It uses the newest checkpoint, or the best one with --checkpoint=best. The exported model is for
 inference and has only stock Keras layers. To load it you need Keras or TensorFlow, but not this

@@ -5,7 +5,11 @@ of `Recipe`, `RunOptions` and `LaunchOptions`. Its type, default and help come f
 """
 
 import dataclasses
+import os
+import secrets
+import time
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -13,10 +17,15 @@ from absl import flags
 from tf_lbsgd.run import catalogue
 from tf_lbsgd.run.fields import rule_of
 from tf_lbsgd.run.options import LaunchOptions, RunOptions
-from tf_lbsgd.run.recipe import Recipe
+from tf_lbsgd.run.recipe import Recipe, digest_of_weights
+from tf_lbsgd.workers.cluster import Cluster
 
 FLAGS = flags.FLAGS
 
+# A link in a clone, and files in a wheel.
+_RECIPES = {
+    path.stem: path for path in sorted((Path(__file__).parents[1] / "flags").glob("*.flags"))
+}
 _JUDGING_OPTIONS = ("data_dir", "checkpoint")  # of binaries that look at a run
 _TRAINING_OPTIONS = tuple(
     field.name for field in dataclasses.fields(RunOptions) if field.name != "checkpoint"
@@ -53,7 +62,14 @@ def define_judging_flags() -> None:
 
 
 def define_recipe_flags() -> None:
-    """Defines a flag for each field of `Recipe`."""
+    """Defines --recipe, and a flag for each field of `Recipe`."""
+    flags.DEFINE_enum(
+        "recipe",
+        None,
+        list(_RECIPES),
+        "Recipe that ships with this package. Its flags come before all others of the command, "
+        "which override them.",
+    )
     for field in dataclasses.fields(Recipe):
         _define_flag(field)
 
@@ -87,18 +103,38 @@ def take_launch_options() -> LaunchOptions:
     return LaunchOptions(**values)
 
 
+def flags_of_named_recipe() -> list[str]:
+    """Returns the arguments that --recipe stands for.
+
+    They are empty without --recipe, and in a binary that has no such flag.
+    """
+    name = _named_recipe()
+    return [] if name is None else [f"--flagfile={_RECIPES[name]}"]
+
+
 def recipe_from_flags() -> Recipe:
     """Returns the recipe that the flags describe.
 
     Raises:
-        ValueError: --dataset is missing, or no run can honour a flag or a combination of flags.
+        ValueError: --dataset is missing, or no run can honour a flag or a combination of flags. Or
+            the file of --initial_weights cannot be read.
     """
     if FLAGS["dataset"].value is None:
         raise ValueError(
             "No data set. Received: no --dataset. Expected: --dataset= one of "
-            f"{catalogue.describe_datasets()}, or a --flagfile that has one."
+            f"{catalogue.describe_datasets()}, or a --recipe or --flagfile that has one."
         )
-    return Recipe(**_values_of_flags(Recipe))
+    values = dict(_values_of_flags(Recipe))
+    if "initial_weights" in FLAGS and (path := FLAGS["initial_weights"].value):
+        digest = digest_of_weights(path)
+        if values["initial_weights_sha256"] not in (None, digest):
+            raise ValueError(
+                "--initial_weights is not the file of --initial_weights_sha256. Received: "
+                f"{path} with {digest} Expected: {values['initial_weights_sha256']}, or only one "
+                "of these flags."
+            )
+        values["initial_weights_sha256"] = digest
+    return Recipe(**values)
 
 
 def run_options_from_flags() -> RunOptions:
@@ -124,6 +160,33 @@ def flags_from_recipe(recipe: Recipe) -> list[str]:
     return [f"--{name}={value}" for name, value in values.items()]
 
 
+def run_dir_to_train_in(cluster: Cluster | None = None) -> str:
+    """Returns the run folder to train in.
+
+    It is --run_dir, or a new folder if there is only --recipe. The name of a new folder has the
+    recipe, the time and a random number, so that runs that start in the same second differ. The
+    name is printed, and the folder is not made yet.
+
+    Args:
+        cluster: Processes that must be given the same folder. None reads TF_CONFIG or SLURM, as
+            `Cluster.from_environment` does.
+
+    Raises:
+        ValueError: --run_dir was not given, and there is no --recipe or there is a cluster.
+    """
+    name = _named_recipe()
+    if FLAGS.run_dir or name is None:
+        return require_run_dir()
+    cluster = Cluster.from_environment() if cluster is None else cluster
+    if cluster.workers:
+        return require_run_dir()
+    run_dir = os.path.join(
+        "runs", f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    )
+    print(f"Run folder: {run_dir} (a new one: --run_dir={run_dir} continues in it)", flush=True)
+    return run_dir
+
+
 def require_run_dir() -> str:
     """Returns the value of --run_dir.
 
@@ -133,9 +196,13 @@ def require_run_dir() -> str:
     if not FLAGS.run_dir:
         raise ValueError(
             "No run folder. Received: no --run_dir. Expected: --run_dir=runs/NAME, a folder to "
-            "make or to continue."
+            "make or to continue, which all workers share."
         )
     return FLAGS.run_dir
+
+
+def _named_recipe() -> str | None:
+    return FLAGS["recipe"].value if "recipe" in FLAGS else None
 
 
 def _define_flag(field: dataclasses.Field) -> None:

@@ -1,16 +1,16 @@
-r"""Runs several workers on this machine.
+"""Runs several workers on this machine.
 
-    python -m tf_lbsgd.cli.launch --num_workers=2 -- --flagfile=flags/quickstart.flags \
-        --run_dir=runs/quickstart
-    python -m tf_lbsgd.cli.launch --num_workers=2 --run_dir=runs/own -- python own.py --its --flags
+    lbsgd-launch --num_workers=2 -- --recipe=quickstart
+    lbsgd-launch --num_workers=2 -- --recipe=quickstart --epochs=3 --run_dir=runs/short
+    lbsgd-launch --num_workers=2 --run_dir=runs/own -- python own.py --its --flags
 
 The flags before `--` are those of the launcher. If a word without a dash follows it, that is the
 command that every worker runs. Otherwise the flags after it go to `train` on every worker, and
-`python -m tf_lbsgd.cli.train --help` lists them. All of them are checked before the first worker
-starts.
+`lbsgd-train --help` lists them. All of them are checked before the first worker starts.
 
 To stop a run, press Ctrl-C or send SIGTERM to the launcher. It tells the workers, which save a
-checkpoint and exit. The same command then continues the run. A second Ctrl-C ends all at once.
+checkpoint and exit. The same command with the same --run_dir then continues the run. A second
+Ctrl-C ends all at once.
 """
 
 import sys
@@ -25,7 +25,8 @@ if __name__ == "__main__":
 from tf_lbsgd.cli import flag_definitions, process
 from tf_lbsgd.run.folder import RunFolder
 from tf_lbsgd.run.options import LaunchOptions
-from tf_lbsgd.workers import commands, exits, launcher, network_namespace, supervision
+from tf_lbsgd.workers import commands, exits, launcher, network_namespace, supervision, system
+from tf_lbsgd.workers.cluster import Cluster
 
 flag_definitions.define_launcher_flags()
 
@@ -34,6 +35,7 @@ _PASSED_ON = "Interrupted: the workers are told to end. Press Ctrl-C again to en
 
 def main(argv: list[str]) -> None:
     """Runs the command of a user, or a binary."""
+    system.require_linux("Workers that are launched")
     own = flag_definitions.take_launch_options()
     if commands.is_command(argv[1:]):
         run_command(own, argv[1:])
@@ -94,7 +96,7 @@ def run_own_binary(own: LaunchOptions, argv: list[str]) -> None:
         )
     flag_definitions.define_flags_of(binary)
     process.parse_flags(argv)  # the flags after `--`
-    run_folder = RunFolder(flag_definitions.require_run_dir())
+    run_folder = RunFolder(flag_definitions.run_dir_to_train_in(Cluster()))
     options = flag_definitions.run_options_from_flags()
     if binary == "train":
         recipe = flag_definitions.recipe_from_flags()
@@ -111,7 +113,10 @@ def run_own_binary(own: LaunchOptions, argv: list[str]) -> None:
             cluster = launcher.local_cluster(num_workers)
             preparation.prepare_run(recipe, cluster, run_folder.path, options)
     workers = launcher.LocalWorkers(
-        command=launcher.worker_command(f"tf_lbsgd.cli.{binary}", argv[1:]),
+        command=launcher.worker_command(
+            f"tf_lbsgd.cli.{binary}",
+            [f"--run_dir={run_folder.path}", *argv[1:]],  # which may have been chosen here
+        ),
         logs=[run_folder.log(index) for index in range(num_workers)],
         environment=process.launcher_environment(),
         gpus_per_worker=gpus_per_worker,

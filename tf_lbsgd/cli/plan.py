@@ -1,11 +1,11 @@
 r"""Prints what a recipe would do, without starting it.
 
-    python -m tf_lbsgd.cli.plan --flagfile=flags/quickstart.flags --num_replicas=2 [--json]
-    python -m tf_lbsgd.cli.plan --flagfile=flags/resnet50_imagenet_8k.flags \
-        --dataset=folder:/data/imagenet --num_replicas=256 --num_train_examples=1281167
+    lbsgd-plan --recipe=quickstart --num_replicas=2 [--json]
+    lbsgd-plan --recipe=resnet50_imagenet_8k --dataset=folder:/data/imagenet \
+        --num_replicas=256 --num_train_examples=1281167
 
-It prints the batch arithmetic, the number of steps and the learning rates. It opens the data only
-to count the training images, and not at all with --num_train_examples.
+It prints the batch arithmetic, the number of steps, the learning rates, and what the data and a
+checkpoint look like. With --num_train_examples it does not open the data.
 """
 
 import json
@@ -29,26 +29,23 @@ _NUM_TRAIN_EXAMPLES = flags.DEFINE_integer(
 def main(_: list[str]) -> None:
     """Prints the plan of the recipe in the flags."""
     recipe = flag_definitions.recipe_from_flags()
-    num_train_examples = _NUM_TRAIN_EXAMPLES.value
+    num_train_examples, data = _NUM_TRAIN_EXAMPLES.value, []
     if num_train_examples is None:
         with process.hold_standard_error():
-            from tf_lbsgd.input_pipeline import open_source
+            from tf_lbsgd.preparation import checkpoint_bytes, describe_data, open_split
 
-        source = open_source(
-            recipe.dataset,
-            data_dir=flags.FLAGS.data_dir,
-            image_size=recipe.image_size,
-            split="train",
-        )
-        num_train_examples = source.num_examples
+            source = open_split(recipe, flag_definitions.run_options_from_flags(), "train")
+            num_train_examples = source.num_examples
+            if not _JSON.value:
+                data = describe_data(recipe, source, checkpoint_bytes(recipe, source))
     plan = Plan(recipe, num_train_examples, _NUM_REPLICAS.value)
-    print(json.dumps(plan.to_json()) if _JSON.value else plan.describe())
+    print(json.dumps(plan.to_json()) if _JSON.value else plan.describe(data))
 
 
 def run() -> None:
     """Entry point of `lbsgd-plan`."""
     flag_definitions.define_recipe_flags()
-    flag_definitions.define_option_flags(("data_dir",))
+    flag_definitions.define_option_flags(("data_dir", "initial_weights"))
     process.run_binary(main)
 
 

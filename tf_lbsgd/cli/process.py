@@ -7,8 +7,11 @@ imported before TensorFlow, so that TensorFlow's start-up messages can go to the
 import contextlib
 import ctypes
 import errno
+import importlib.metadata
 import io
 import os
+import platform
+import shlex
 import shutil
 import signal
 import sys
@@ -20,6 +23,8 @@ from typing import Any, BinaryIO, TextIO
 
 from absl import app, flags
 
+import tf_lbsgd
+from tf_lbsgd.cli import flag_definitions
 from tf_lbsgd.workers.exits import (
     DONE,
     FAILED,
@@ -33,6 +38,10 @@ from tf_lbsgd.workers.exits import (
 
 _LAUNCHER_PID = "LBSGD_LAUNCHER_PID"
 _PR_SET_PDEATHSIG = 1
+
+_VERSION = flags.DEFINE_bool(
+    "version", False, "Print the version of this package and of what it runs on, and exit."
+)
 
 
 def run_binary(main: Callable[[list[str]], None], *, takes_arguments: bool = False) -> None:
@@ -53,6 +62,8 @@ def run_binary(main: Callable[[list[str]], None], *, takes_arguments: bool = Fal
             return parse_flags(argv, takes_arguments=takes_arguments)
         except ValueError as error:
             sys.exit(_flush(_end(sys.stderr, f"{REFUSED_PREFIX}{error}", MISCONFIGURED)))
+        except SystemExit:  # --help, to which absl gives the status of a failure
+            sys.exit(_flush(DONE))
 
     def guarded(argv: list[str]) -> int:
         terminal = _open_terminal(os.dup(sys.stderr.fileno()), is_prompt=True)
@@ -81,14 +92,15 @@ def run_binary(main: Callable[[list[str]], None], *, takes_arguments: bool = Fal
         stream = getattr(sys, name)
         is_prompt = stream.line_buffering or stream.write_through  # the latter: PYTHONUNBUFFERED
         setattr(sys, name, _open_terminal(stream.fileno(), is_prompt))
-    _list_flags_in_help()
+    _describe_in_help(main)
     app.run(lambda argv: _flush(guarded(argv)), flags_parser=parse)
 
 
 def parse_flags(argv: list[str], *, takes_arguments: bool = False) -> list[str]:
     """Parses the flags and returns the remaining arguments.
 
-    The first item that it returns is the program's name, as with absl.
+    The first item that it returns is the program's name, as with absl. With --version it prints
+    the versions and exits.
 
     Raises:
         ValueError: A flag is unknown or has an impossible value. Or an argument is not a flag, and
@@ -96,10 +108,15 @@ def parse_flags(argv: list[str], *, takes_arguments: bool = False) -> list[str]:
     """
     try:
         remaining = flags.FLAGS(argv)
+        if its_flags := flag_definitions.flags_of_named_recipe():
+            remaining = flags.FLAGS([argv[0], *its_flags, *argv[1:]])  # again, in this order
     except (flags.Error, UnicodeDecodeError) as error:  # the latter of a flagfile
         raise ValueError(
             f"A flag cannot be used. Received: {error} Expected: flags as --help lists them."
         ) from error
+    if _VERSION.value:
+        print(_versions())
+        sys.exit(DONE)
     if len(remaining) > 1 and not takes_arguments:
         raise ValueError(
             f"Arguments are flags. Received: {' '.join(remaining[1:])} Expected: --name=value"
@@ -156,6 +173,19 @@ def end_with_launcher() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def installed_command(name: str) -> str:
+    """Returns how a user calls an installed command.
+
+    The command was installed beside this Python. If a shell finds it there, its name is enough, and
+    otherwise a path is needed. The path is a relative one inside the working folder.
+    """
+    program = Path(sys.executable).with_name(name)
+    if shutil.which(name) == str(program):
+        return name
+    here = Path.cwd()
+    return shlex.quote(str(program.relative_to(here) if here in program.parents else program))
+
+
 def launcher_environment() -> dict[str, str]:
     """Returns the environment variables that a launcher gives its workers."""
     return {_LAUNCHER_PID: str(os.getpid())}
@@ -197,11 +227,20 @@ def _open_terminal(descriptor: int, is_prompt: bool) -> TextIO:
     return io.TextIOWrapper(file, errors="backslashreplace", line_buffering=is_prompt)
 
 
-def _list_flags_in_help() -> None:
-    """Makes --help list the flags that this package defines.
+def _versions() -> str:
+    packages = (f"{name} {importlib.metadata.version(name)}" for name in ("tensorflow", "keras"))
+    python = f"Python {platform.python_version()}"
+    return ", ".join((f"tf_lbsgd {tf_lbsgd.__version__}", *packages, python))
 
-    It lists them whichever module defined them, and leaves out absl's flags.
+
+def _describe_in_help(main: Callable[[list[str]], None]) -> None:
+    """Makes --help describe a binary.
+
+    It prints the docstring of the module of `main`, also if an installed command has imported it.
+    It lists the flags that this package defines, whichever module defined them, and leaves out
+    absl's flags.
     """
+    sys.modules["__main__"].__doc__ = sys.modules[main.__module__].__doc__
     for module, its_flags in flags.FLAGS.flags_by_module_dict().items():
         if module.startswith(__package__):
             for flag in its_flags:

@@ -1,13 +1,19 @@
 """Trains the model of a recipe.
 
-    python -m tf_lbsgd.cli.train --flagfile=flags/quickstart.flags --run_dir=runs/quickstart
+    lbsgd-train --recipe=quickstart
+    lbsgd-train --recipe=quickstart --epochs=3 --run_dir=runs/short
+    lbsgd-train --flagfile=own.flags --run_dir=runs/own
 
-The flags describe the recipe. By default this process is the only worker. With TF_CONFIG, or under
-SLURM, it is one worker of a cluster: start the same command on every worker. For several workers on
-one machine, use `python -m tf_lbsgd.cli.launch`.
+The flags describe the recipe. Those of a --recipe or --flagfile are overridden by others. By
+default this process is the only worker. With TF_CONFIG, or under SLURM, it is one worker of a
+cluster: start the same command on every worker. For several workers on one machine, use
+`lbsgd-launch`. `python -m tf_lbsgd.cli.train` is the same as `lbsgd-train`.
 
-The same command continues a run that was interrupted.
+The same command with the same --run_dir continues a run that was interrupted. One process with a
+--recipe and no --run_dir makes a new folder under runs/ and prints its name.
 """
+
+import shlex
 
 from tf_lbsgd.workers.preemption import PreemptionNotice
 
@@ -17,6 +23,7 @@ if __name__ == "__main__":
 
 from tf_lbsgd.cli import flag_definitions, process
 from tf_lbsgd.run.folder import RunFolder
+from tf_lbsgd.run.minibatch_verdict import judge_runs
 from tf_lbsgd.workers import meeting
 from tf_lbsgd.workers.cluster import Cluster
 
@@ -28,7 +35,7 @@ def main(_: list[str]) -> None:
     """
     process.end_with_launcher()
     recipe = flag_definitions.recipe_from_flags()
-    run_folder = RunFolder(flag_definitions.require_run_dir())
+    run_folder = RunFolder(flag_definitions.run_dir_to_train_in())
     run_folder.check(recipe)
     cluster = Cluster.from_environment()
     options = flag_definitions.run_options_from_flags()
@@ -50,15 +57,12 @@ def main(_: list[str]) -> None:
             f"\nValidation top-1 error: {result['validation_top_1_error']:.2f} % "
             f"(median of the last 5 epochs), {result['images_per_second']:.0f} images/s"
         )
-        if noise_scale := result["gradient_noise_scale"]:
-            print(
-                f"Gradient noise scale: {noise_scale:,.0f} images while the rate was high. A "
-                f"minibatch well below it can grow, and the rate with it; kn was "
-                f"{recipe.global_batch_size}."
-            )
+        if verdict := judge_runs(recipe.to_json(), [run_folder.read_metrics()]):
+            print(verdict.text)
         print(
             f"Results:     {run_folder.path}\n"
-            f"TensorBoard: tensorboard --logdir={run_folder.tensorboard}"
+            f"TensorBoard: {process.installed_command('tensorboard')} "
+            f"--logdir={shlex.quote(str(run_folder.tensorboard))}"
         )
 
 

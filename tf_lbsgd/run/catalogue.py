@@ -2,7 +2,7 @@
 
 There is a table each for models, data sets, optimizers, decays and augmentations. To add one, write
 its file and add a line to its table. The flags, their help, the rules of a recipe, error messages
-and README's tables are made from these tables.
+and the tables of docs/data.md are made from these.
 
 A builder is written "package.module:function", so that this module does not import TensorFlow.
 `--model` and `--dataset` also take such a name of a function outside this package (see
@@ -25,7 +25,7 @@ class Entry:
 
     Attributes:
         builder: Name of the function or class, "package.module:function".
-        description: What it builds, in words, for help and README.
+        description: What it builds, in words, for help and docs.
     """
 
     builder: str

@@ -168,6 +168,15 @@ def text() -> Rule:
     return Rule(lambda value: isinstance(value, str), "a string", kind=str)
 
 
+def sha256() -> Rule:
+    """Accepts SHA-256 digests in hexadecimal."""
+    return Rule(
+        lambda value: isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None,
+        "64 hexadecimal digits",
+        kind=str,
+    )
+
+
 def range_of_steps() -> Rule:
     """Accepts texts FIRST:LAST, two steps in order.
 

@@ -11,6 +11,7 @@
                      worker-I.state.json: heartbeat of worker I
                      supervisor.log: failures and restarts
                      replaced-worker-I.jsonl: images that worker I replaced
+    images.json      names of the classes, and shape of the images
     facts.json       data, code, versions and options, each with the step from which on they hold
     data_files.json  digests by which replaced files of the data are found
     audit/           worker-I.jsonl: the samples of each step, with --audit_data
@@ -24,6 +25,7 @@ anything (see `tf_lbsgd.workers.lease`). So nothing that an older attempt still 
 """
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import math
@@ -33,6 +35,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tf_lbsgd.run.fields import is_integer, refusal
 from tf_lbsgd.run.files import (
     Kinds,
     check_object,
@@ -53,7 +56,26 @@ _REPORTED_EPOCHS = 5
 _EPOCH_KINDS: Kinds = {"epoch": (int,), "step": (int,)}
 _FACTS_KINDS: Kinds = {"since_step": (int,), "facts": (dict,), "changed_data": (list,)}
 _SNAPSHOT_KINDS: Kinds = {"sizes": (str,), "times": (str,), "samples": (list,)}
+_IMAGES_KINDS: Kinds = {"class_names": (list,), "image_shape": (list,)}
 _LONGEST_NAME = "x" * 200  # of a file in a run folder; TensorBoard's are the longest
+
+
+@dataclasses.dataclass(frozen=True)
+class ImagesOfRun:
+    """Describes the images of a run without the images.
+
+    Attributes:
+        class_names: One for each label.
+        image_shape: (height, width, channels), as the model takes them.
+    """
+
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+
+    @property
+    def num_classes(self) -> int:
+        """Returns the number of classes."""
+        return len(self.class_names)
 
 
 class RunFolder:
@@ -82,6 +104,7 @@ class RunFolder:
         self.logs = self.path / "logs"
         self.audit = self.path / "audit"
         self._recipe = self.path / "recipe.json"
+        self._images = self.path / "images.json"
         self._facts = self.path / "facts.json"
         self._data_files = self.path / "data_files.json"
         self._metrics = self.path / "metrics.jsonl"
@@ -117,7 +140,7 @@ class RunFolder:
         for folder in (self.logs, self.checkpoints, self.tensorboard, self.audit):
             self._check_can_be_made(folder)
         logs = self.logs.glob("*.log")
-        for path in (self._recipe, self._facts, self._metrics, self._result, *logs):
+        for path in (self._recipe, self._images, self._facts, self._metrics, self._result, *logs):
             if path.exists() and not path.is_file():
                 kind = "folder" if path.is_dir() else "pipe or a device"
                 raise ValueError(
@@ -145,7 +168,8 @@ class RunFolder:
                 f"The run folder is not a folder. Received: run_dir={self.path}, where {existing} "
                 f"is {kind}. Expected: a folder, or a path where one can be made."
             )
-        if not os.access(existing, os.W_OK | os.X_OK, effective_ids=True):
+        as_effective_user = os.access in os.supports_effective_ids
+        if not os.access(existing, os.W_OK | os.X_OK, effective_ids=as_effective_user):
             raise ValueError(
                 f"The run folder cannot be written. Received: run_dir={self.path}, where "
                 f"{existing} is read-only for this user or on this disk. Expected: a folder that "
@@ -162,6 +186,35 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         if not self._recipe.exists():
             self._write_json(self._recipe, recipe.to_json())
+
+    def write_images(self, images: ImagesOfRun) -> None:
+        """Writes `images.json`.
+
+        A file that exists is left as it is.
+        """
+        if not self._images.exists():
+            self._write_json(self._images, dataclasses.asdict(images))
+
+    def read_images(self) -> ImagesOfRun | None:
+        """Returns what `write_images` wrote.
+
+        It is None for a run of an older version, which did not record it.
+
+        Raises:
+            ValueError: `images.json` is not what `write_images` writes.
+        """
+        if not self._images.exists():
+            return None
+        values = read_object(self._images, _IMAGES_KINDS)
+        names, shape = values["class_names"], values["image_shape"]
+        are_texts = all(isinstance(name, str) for name in names)
+        if len(shape) != 3 or not all(map(is_integer, shape)) or not are_texts:
+            raise refusal(
+                f"{self._images} is not what a run writes.",
+                f"image_shape={shape}, {len(names)} class_names",
+                "3 integers, and names that are texts",
+            )
+        return ImagesOfRun(tuple(names), tuple(shape))
 
     def remove_temporary_files(self) -> None:
         """Removes what killed processes left beside the files.
@@ -387,9 +440,8 @@ def reported_error(metrics: list[dict[str, Any]]) -> float:
 def reported_noise_scale(metrics: list[dict[str, Any]]) -> float | None:
     """Returns the gradient noise scale of a run.
 
-    It is the median over the high-rate epochs, which end at half of the highest rate or more. These
-    epochs limit a minibatch that does not grow. After a decay of the rate, the scale is ten times
-    larger (docs/reproduction.md).
+    It is the median over the high-rate epochs, which limit a minibatch that does not grow. After a
+    decay of the rate, the scale is ten times larger (docs/reproduction.md).
 
     Args:
         metrics: One object for each epoch, at least one. An epoch without a noise scale counts as
@@ -399,11 +451,21 @@ def reported_noise_scale(metrics: list[dict[str, Any]]) -> float | None:
         The noise scale, in samples. None if half of these epochs or more have none, because kn is
         one micro-batch or far too small.
     """
-    high_rate = max(m["learning_rate"] for m in metrics) / 2
-    at_high_rate = [m for m in metrics if m["learning_rate"] >= high_rate]
-    scales = [m["gradient_noise_scale"] or math.inf for m in at_high_rate]
-    median = statistics.median(scales)
+    scales = [m["gradient_noise_scale"] for m in high_rate_epochs(metrics)]
+    median = statistics.median(math.inf if scale is None else scale for scale in scales)
     return median if math.isfinite(median) else None
+
+
+def high_rate_epochs(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the epochs at a high rate.
+
+    They end at half of the highest rate or more.
+
+    Args:
+        metrics: One object for each epoch, at least one.
+    """
+    high_rate = max(m["learning_rate"] for m in metrics) / 2
+    return [m for m in metrics if m["learning_rate"] >= high_rate]
 
 
 def _are_on_one_disk(one: Path, other: Path) -> bool:

@@ -34,6 +34,13 @@ class RunOptions:
         default=None,
         is_optional=True,
     )
+    initial_weights: str | None = setting(
+        fields.text(),
+        "Keras file (.keras) whose weights the run starts from, such as `export` makes. The model "
+        "must have the same layers. The last one starts anew if the number of classes differs.",
+        default=None,
+        is_optional=True,
+    )
     deterministic: bool = setting(
         fields.boolean(),
         "Make two runs of a recipe bit-identical if their machines and layouts are the same. This "

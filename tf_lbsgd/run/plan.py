@@ -7,6 +7,8 @@ work (`Plan.num_replicas`) changes only the speed. Nothing here depends on Tenso
 import dataclasses
 import functools
 import itertools
+import math
+from collections.abc import Sequence
 from typing import Any
 
 from tf_lbsgd.run import catalogue
@@ -14,6 +16,10 @@ from tf_lbsgd.run.fields import is_integer, refusal
 from tf_lbsgd.run.recipe import Recipe, nearest_multiples
 
 DECAY_FACTOR = 0.1
+
+_CURVE_COLUMNS = 60
+_CURVE_LEVELS = "▁▂▃▄▅▆▇█"
+_CURVE_DECADES = 3.0  # from the lowest level to the peak rate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,6 +173,14 @@ class Plan:
         phase = self.phase_of(step)
         return (step - phase.first_step) % phase.steps_per_epoch
 
+    def images_before(self, step: int) -> int:
+        """Returns the number of training images before a step."""
+        return sum(
+            phase.global_batch_size * (min(step, phase.end_step) - phase.first_step)
+            for phase in self.phases
+            if step > phase.first_step
+        )
+
     def step_at(self, epoch: float) -> int:
         """Returns the step nearest to a point in time.
 
@@ -299,34 +313,61 @@ class Plan:
             "phases": [dataclasses.asdict(phase) for phase in self.phases],
         }
 
-    def describe(self) -> str:
-        """Returns the plan as a table, one quantity a line."""
+    def rate_curve(self) -> str:
+        """Returns the learning rate over the run, in one line.
+
+        Each column is the rate in the middle of an equal part of the run. Its height is the
+        logarithm of the rate. The lowest level is a thousandth of the highest rate or less.
+        """
+        columns, top = min(_CURVE_COLUMNS, self.total_steps), len(_CURVE_LEVELS) - 1
+        middles = (
+            (2 * column + 1) * self.total_steps // (2 * columns) for column in range(columns)
+        )
+        rates = [self.learning_rate(step) for step in middles]
+        lowest = max(rates) * 10**-_CURVE_DECADES
+        decades = (math.log10(max(rate, lowest) / lowest) for rate in rates)
+        return "".join(_CURVE_LEVELS[round(d / _CURVE_DECADES * top)] for d in decades)
+
+    def describe(self, data: Sequence[tuple[str, str]] = ()) -> str:
+        """Returns the plan as a table, one quantity a line.
+
+        Args:
+            data: More rows, which describe the data: pairs of a label and a text.
+        """
         recipe = self.recipe
-        warmup = f"{recipe.warmup}, {self.warmup_steps:,} steps" if self.warmup_steps else "none"
+        warmup = (
+            f"{recipe.warmup}, {counted(self.warmup_steps, 'step')}"
+            if self.warmup_steps
+            else "none"
+        )
         rows = [
             ("model", f"{recipe.model} on {recipe.dataset}, {recipe.precision}"),
+            *data,
             (
                 "global minibatch",
-                f"{recipe.global_batch_size:,} images = {self.micro_batches_per_step:,} "
-                f"micro-batches of {recipe.micro_batch_size:,}",
+                f"{counted(recipe.global_batch_size, 'image')} = "
+                f"{counted(self.micro_batches_per_step, 'micro-batch')} of "
+                f"{recipe.micro_batch_size:,}",
             ),
             (
                 "replicas",
-                f"{self.num_replicas:,}, each {self.per_replica_batch_size:,} images = "
-                f"{self.gradient_accumulation_steps:,} micro-batches a step",
+                f"{self.num_replicas:,}, each {counted(self.per_replica_batch_size, 'image')} = "
+                f"{counted(self.gradient_accumulation_steps, 'micro-batch')} a step",
             ),
             ("epoch", self._describe_epoch(self.phases[0])),
             *(
                 (
                     f"after epoch {phase.first_epoch:,}",
-                    f"{phase.global_batch_size:,} images = {phase.micro_batches_per_step:,} "
-                    f"micro-batches; {self._describe_epoch(phase)}",
+                    f"{counted(phase.global_batch_size, 'image')} = "
+                    f"{counted(phase.micro_batches_per_step, 'micro-batch')}; "
+                    f"{self._describe_epoch(phase)}",
                 )
                 for phase in self.phases[1:]
             ),
-            ("run", f"{recipe.epochs:,} epochs = {self.total_steps:,} steps"),
+            ("run", f"{counted(recipe.epochs, 'epoch')} = {counted(self.total_steps, 'step')}"),
             ("optimizer", self._describe_optimizer()),
             ("warmup", warmup),
+            ("rate", self.rate_curve()),
             *((f"rate at step {step:,}", f"{rate:.6g}") for step, rate in self.breakpoints),
         ]
         width = max(len(label) for label, _ in rows)
@@ -334,7 +375,7 @@ class Plan:
 
     def _describe_epoch(self, phase: Phase) -> str:
         return (
-            f"{phase.steps_per_epoch:,} steps; {phase.dropped_images_per_epoch:,} of "
+            f"{counted(phase.steps_per_epoch, 'step')}; {phase.dropped_images_per_epoch:,} of "
             f"{self.num_train_examples:,} images dropped"
         )
 
@@ -350,3 +391,9 @@ class Plan:
         if recipe.ema_momentum:
             words.append(f"evaluates weights averaged with momentum {recipe.ema_momentum:g}")
         return ", ".join(words)
+
+
+def counted(number: int, noun: str) -> str:
+    """Returns a number and its noun, such as "1 step"."""
+    plural = f"{noun}es" if noun.endswith("ch") and noun != "epoch" else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else plural}"

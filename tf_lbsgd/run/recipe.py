@@ -7,11 +7,13 @@ that follows from it is in `plan`.
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from tf_lbsgd.run import catalogue, fields
 from tf_lbsgd.run.fields import refusal, setting
+from tf_lbsgd.run.files import local_path, read_file, refuse_bad_paths
 
 WARMUPS = ("gradual", "constant", "none")
 PRECISIONS = ("float32", "bfloat16", "float16")
@@ -161,6 +163,14 @@ class Recipe:
         "Start the last batch norm of each residual block at gamma 0 (section 5.1).",
         default=True,
     )
+    initial_weights_sha256: str | None = setting(
+        fields.sha256(),
+        "SHA-256 of the Keras file that the run starts from. --initial_weights sets it. Give it "
+        "instead of that flag to continue a run without the file. Unset: random weights.",
+        default=None,
+        is_optional=True,
+        as_before=None,
+    )
     # TensorFlow's stateless seeds are 32-bit.
     seed: int = setting(
         fields.integer_below(2**31, "2**31"),
@@ -238,6 +248,8 @@ class Recipe:
         ):
             is_increasing = list(epochs) == sorted(set(epochs))
             if not is_increasing or any(not earliest <= e < self.epochs for e in epochs):
+                if getattr(self, field) is None:
+                    raise self._warmup_beyond_first_drop()
                 raise refusal(
                     "Every change of rate or batch must come after the previous one, not inside "
                     f"the warmup, and before the end: change --{field}, --warmup_epochs or "
@@ -245,6 +257,17 @@ class Recipe:
                     f"{field}={epochs}",
                     f"strictly increasing epochs in [{earliest}, {self.epochs})",
                 )
+
+    def _warmup_beyond_first_drop(self) -> ValueError:
+        """Returns the error if --warmup_epochs alone is set."""
+        first = self.resolved_decay_epochs[0]
+        return refusal(
+            f"The warmup outlasts the first drop of the rate, which comes at epoch {first:g} if "
+            "--decay_epochs is not set: lower --warmup_epochs, or leave it out, since its default "
+            "follows --epochs too, or set --decay_epochs.",
+            f"warmup_epochs={self.warmup_epochs}, epochs={self.epochs}, decay_epochs=None",
+            f"warmup_epochs <= {first:g}",
+        )
 
     @property
     def has_warmup(self) -> bool:
@@ -345,3 +368,21 @@ class Recipe:
             for field in mine
             if mine[field] != theirs[field]
         ]
+
+
+@refuse_bad_paths()
+def digest_of_weights(path: str | os.PathLike[str]) -> str:
+    """Returns the SHA-256 of a file, hexadecimal.
+
+    Raises:
+        ValueError: There is no such file, or it is no .keras file by its name.
+    """
+    path = local_path(path, "--initial_weights")
+    if path.suffix != ".keras":
+        raise refusal(
+            "Only a Keras file can give the first weights. `lbsgd-export --run_dir=RUN "
+            "--output=NAME.keras` makes one from a run.",
+            f"initial_weights={path}",
+            "a file that ends in .keras",
+        )
+    return hashlib.sha256(read_file(path)).hexdigest()

@@ -26,6 +26,8 @@ class WarmupCosineDecay(WarmupSmoothDecay):
     There are no restarts, as in most ImageNet recipes. The rate is evaluated in float64 and rounded
     once, to float32.
 
+    Call it with a step, or a tensor of steps, to get the rate: float32, of the same shape.
+
     Args:
         initial_learning_rate: :math:`\eta_0 > 0`, the rate of step 0.
         peak_learning_rate: :math:`\eta_p > 0`, the rate at the end of the warmup.
@@ -34,9 +36,6 @@ class WarmupCosineDecay(WarmupSmoothDecay):
         end_learning_rate: :math:`\eta_e` in :math:`[0, \eta_p]`, the rate after the last update,
             from step T on.
         warmup: "gradual" (a constant increment a step), "constant" or "none".
-
-    Returns:
-        Called with a step, or a tensor of steps: the rate, float32, of the same shape.
 
     Raises:
         ValueError: for any argument outside the range above.

@@ -26,6 +26,8 @@ class WarmupPiecewiseConstantDecay(WarmupSchedule):
 
     The rate is evaluated in float64 and rounded once, to float32.
 
+    Call it with a step, or a tensor of steps, to get the rate: float32, of the same shape.
+
     Args:
         initial_learning_rate: :math:`\eta_0 > 0`, the rate of step 0.
         peak_learning_rate: :math:`\eta_p > 0`, the rate at the end of the warmup.
@@ -33,9 +35,6 @@ class WarmupPiecewiseConstantDecay(WarmupSchedule):
         boundaries: :math:`b_i \ge W`, non-decreasing: the first steps at each lower rate.
         decay_factor: :math:`d` in (0, 1].
         warmup: "gradual" (a constant increment a step), "constant" or "none".
-
-    Returns:
-        Called with a step, or a tensor of steps: the rate, float32, of the same shape.
 
     Raises:
         ValueError: for any argument outside the range above.

@@ -28,6 +28,8 @@ class WarmupPolynomialDecay(WarmupSmoothDecay):
     Power 2 is the "poly(2)" of the LARS paper. The rate is evaluated in float64 and rounded once,
     to float32.
 
+    Call it with a step, or a tensor of steps, to get the rate: float32, of the same shape.
+
     Args:
         initial_learning_rate: :math:`\eta_0 > 0`, the rate of step 0.
         peak_learning_rate: :math:`\eta_p > 0`, the rate at the end of the warmup.
@@ -37,9 +39,6 @@ class WarmupPolynomialDecay(WarmupSmoothDecay):
             from step T on.
         power: :math:`p > 0`.
         warmup: "gradual" (a constant increment a step), "constant" or "none".
-
-    Returns:
-        Called with a step, or a tensor of steps: the rate, float32, of the same shape.
 
     Raises:
         ValueError: for any argument outside the range above.

@@ -1,8 +1,12 @@
 """The totals that a step sums over all replicas.
 
-Both tuples are `tf.nest` structures. The all-reduce packs their leaves in the order of the fields,
-which is alphabetical. With several workers, the place of a value in a pack can decide the order in
-which it is summed, so another order of the fields may change the last bits of a run.
+Both tuples are `tf.nest` structures. TensorFlow takes their leaves from the last to the first,
+packs them into buckets, and sends these one after another (cross_device_ops.py, `_all_reduce`). So
+the gradients are the last field: those of the last layers, which are computed first, travel while
+the backward pass of the earlier layers goes on. What waits for all gradients travels at the end.
+
+With three workers or more, the place of a value in a bucket can decide the order in which it is
+summed, so another order of the fields may change the last bits of a run.
 """
 
 from typing import NamedTuple
@@ -34,8 +38,6 @@ class TrainingTotals(NamedTuple):
     """Sums of a training step.
 
     Attributes:
-        gradients: [num_trained], each of the shape and dtype of its variable. Sums over samples of
-            the gradient of the (scaled) loss. Only variables that have one are here.
         metric_means: [num_averaged], each of the shape and dtype of its variable. What to add to
             those variables of metrics that are means over samples, times the number of samples.
         metric_states: [num_summed], each of the shape and dtype of its variable. What to add to
@@ -48,9 +50,10 @@ class TrainingTotals(NamedTuple):
             Changes that the micro-batches propose, each times its number of samples. Only
             variables that are assigned are here.
         weighted_squared_norms: float32 scalar, see `gradient_noise.estimate`.
+        gradients: [num_trained], each of the shape and dtype of its variable. Sums over samples of
+            the gradient of the (scaled) loss. Only variables that have one are here.
     """
 
-    gradients: list[tf.Tensor]
     metric_means: list[tf.Tensor]
     metric_states: list[tf.Tensor]
     num_micro_batches: tf.Tensor
@@ -58,6 +61,7 @@ class TrainingTotals(NamedTuple):
     reports: tf.Tensor | tuple[()]
     state_changes: list[tf.Tensor]
     weighted_squared_norms: tf.Tensor
+    gradients: list[tf.Tensor]
 
     def means(self) -> "TrainingTotals":
         """Divides means by the number of samples."""

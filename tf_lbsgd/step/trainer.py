@@ -314,7 +314,10 @@ class MultiWorkerTrainer(ChiefWrites, DividesData):
     def _local_totals(self, passes: Passes, data: Any) -> Any:
         """Sums over this replica's micro-batches in order.
 
-        The graph has a constant size, however many micro-batches there are.
+        The graph has a constant size, however many micro-batches there are. If their number is
+        known when it is traced, the last one runs after the loop, so that its gradients travel to
+        other replicas one by one, while the backward pass goes on (section 4). A loop would hand
+        them over together.
 
         Returns:
             `TrainingTotals` or `EvaluationTotals`.
@@ -342,12 +345,15 @@ class MultiWorkerTrainer(ChiefWrites, DividesData):
         if is_whole:
             loss, totals = totals_of(data, first_index)
         else:
-            _, (loss, totals) = tf.while_loop(
-                lambda index, _: index < num_micro_batches,
+            is_last_apart = isinstance(num_micro_batches, int) and self._has_other_replicas
+            in_loop = num_micro_batches - 1 if is_last_apart else num_micro_batches
+            index, sums = tf.while_loop(
+                lambda index, _: index < in_loop,
                 add_micro_batch,
                 (tf.constant(0), zeros),
                 parallel_iterations=1,  # one micro-batch's activations in memory at a time
             )
+            _, (loss, totals) = add_micro_batch(index, sums) if is_last_apart else (index, sums)
         gradients = totals.gradients if isinstance(totals, TrainingTotals) else []
         return totals._replace(reports=self._report(loss, gradients))
 
@@ -725,8 +731,11 @@ class MultiWorkerTrainer(ChiefWrites, DividesData):
     @property
     def _is_divided(self) -> bool:
         """Whether a step may consist of several micro-batches."""
-        is_one_replica = self.distribute_strategy.num_replicas_in_sync == 1
-        return not is_one_replica or self._micro_batch_size is not None
+        return self._has_other_replicas or self._micro_batch_size is not None
+
+    @property
+    def _has_other_replicas(self) -> bool:
+        return self.distribute_strategy.num_replicas_in_sync > 1
 
 
 @keras.saving.register_keras_serializable(package="tf_lbsgd")

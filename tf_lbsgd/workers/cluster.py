@@ -14,6 +14,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from tf_lbsgd.workers import system
+
 DEFAULT_PORT = 12345
 PORT_VARIABLE = "LBSGD_PORT"
 
@@ -51,6 +53,7 @@ class Cluster:
 
     Raises:
         ClusterError: An address is malformed or repeated, or the index is out of range.
+        ValueError: There are several workers, and the system is not Linux.
     """
 
     workers: tuple[str, ...] = ()
@@ -67,6 +70,8 @@ class Cluster:
                 "Give every worker its own address.", repeated, "each host:port exactly once"
             )
         _checked_index(self.task_index, self.num_workers)
+        if self.is_multi_worker:
+            system.require_linux("Several workers")
 
     @property
     def num_workers(self) -> int:

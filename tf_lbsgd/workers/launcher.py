@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from tf_lbsgd.workers import commands
+from tf_lbsgd.workers import commands, system
 from tf_lbsgd.workers.cluster import Cluster
 from tf_lbsgd.workers.exits import INTERRUPTED, PREEMPTED
 from tf_lbsgd.workers.failures import Cause, Ending, first_failure
@@ -221,7 +221,7 @@ def _is_stopped(pid: int) -> bool:
 
 
 def _share_of_threads(num_workers: int) -> dict[str, str]:
-    threads = str(max(1, len(os.sched_getaffinity(0)) // num_workers))
+    threads = str(max(1, system.num_usable_cpus() // num_workers))
     return dict.fromkeys(
         ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"), threads
     )

@@ -14,6 +14,8 @@ import struct
 import sys
 from pathlib import Path
 
+from tf_lbsgd.workers import system
+
 _CLONE_NEWUSER = 0x10000000
 _CLONE_NEWNET = 0x40000000
 _SIOCSIFFLAGS = 0x8914
@@ -28,8 +30,10 @@ def enter_loopback_network() -> None:
     namespace too, in which it has that right and its user stays the same.
 
     Raises:
+        ValueError: The system is not Linux.
         OSError: The system does not allow it. Nothing has changed.
     """
+    system.require_linux("Network namespaces")
     _try_in_a_child()
     _enter()
 

@@ -10,7 +10,10 @@ from tf_lbsgd.step import audit
 
 PHOTO_COPIES = 4  # of each training photograph
 NUM_PHOTOS = 32 * PHOTO_COPIES
-NOT_COMPARED = {"images_per_second", "seconds", "attempt", "slowest_worker", "slowest_worker_ratio"}
+NOT_COMPARED = {
+    *("images_per_second", "seconds", "ended_at", "attempt", "workers"),
+    *("slowest_worker", "slowest_worker_ratio"),
+}
 
 
 class BrokenError(AssertionError):

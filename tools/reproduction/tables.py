@@ -1,17 +1,27 @@
 """Writes the tables and figures of complete runs."""
 
 import dataclasses
+import io
 import itertools
+import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from reproduction.sets import ExperimentSet, Run
 from tf_lbsgd import report
+from tf_lbsgd.report import curves
 from tf_lbsgd.run.folder import reported_noise_scale
 
+_FIGURE_INCHES = (8.5, 4.2)  # without the legend
+_LEGEND_CHARACTERS = 90  # that fit into a line of it
+_LEGEND_LINE_INCHES = 0.22
+_DOTS_PER_INCH = 120
+_ERROR_LABEL = "top-1 error, %"
 _MAX_CELLS_COMPARED = 4  # six pairs; of more the table says enough
 
 
@@ -55,17 +65,60 @@ def write_set(
     complete = all(run in known for run in experiment_set.runs())
     if complete and len(cells) <= _MAX_CELLS_COMPARED:
         text += compare_pairs(cells) + "\n"
-    figures = {name: report.error_curves(cells), f"{name}_loss": report.loss_curves(cells)}
+    figures = {
+        name: curves_of(cells, curves.draw_errors, _ERROR_LABEL, "validation; dotted: training"),
+        f"{name}_loss": curves_of(cells, curves.draw_losses, "training loss"),
+    }
     if experiment_set.shows:
         extra = EXTRAS[experiment_set.shows](cells)
         text += extra.text
         figures[f"{name}_{extra.suffix}"] = extra.figure
     output.mkdir(parents=True, exist_ok=True)
     for figure_name, figure in figures.items():
-        (output / f"{figure_name}.png").write_bytes(report.png_bytes(figure))
+        (output / f"{figure_name}.png").write_bytes(png_bytes(figure))
         text += f"![{figure_name}]({figure_name}.png)\n"
     (output / f"{name}.md").write_text(text)
     return text
+
+
+def curves_of(
+    cells: Sequence[report.Cell],
+    draw: Callable[[Axes, Sequence[report.Cell]], None],
+    label: str,
+    title: str | None = None,
+) -> Figure:
+    """Draws curves with a legend below them.
+
+    The figure grows by the height of the legend.
+
+    Args:
+        cells: What to draw.
+        draw: Draws it on axes.
+        label: Label of the vertical axis.
+        title: Title of the legend.
+    """
+    longest = max(len(cell.label) for cell in cells) + 6  # its line and a gap
+    columns = min(len(cells), max(1, _LEGEND_CHARACTERS // longest))
+    lines = math.ceil(len(cells) / columns) + (2 if title else 1)  # a frame takes one
+    width, height = _FIGURE_INCHES
+    figure, axes = curves.new_figure((width, height + lines * _LEGEND_LINE_INCHES))
+    draw(axes, cells)
+    axes.set_ylabel(label)
+    figure.legend(
+        handles=[
+            Line2D([], [], label=cell.label, **curves.line_style(index))
+            for index, cell in enumerate(cells)
+        ],
+        **{"loc": "outside lower center", "ncols": columns, "title": title},
+    )
+    return figure
+
+
+def png_bytes(figure: Figure) -> bytes:
+    """Returns a figure as a reproducible PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_DOTS_PER_INCH, metadata={"Software": None})
+    return buffer.getvalue()
 
 
 def complete_cells(
@@ -133,8 +186,7 @@ def noise_scale_rows(cells: Sequence[report.Cell]) -> list[list[str]]:
 
 def error_against_batch(cells: Iterable[report.Cell]) -> Figure:
     """Draws error against kn, with two standard deviations (figure 3)."""
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = curves.new_figure((7, 4.2))
     cells = list(cells)
     batches = [cell.runs[0].recipe["global_batch_size"] for cell in cells]
     axes.errorbar(
@@ -144,11 +196,10 @@ def error_against_batch(cells: Iterable[report.Cell]) -> Figure:
         marker="o",
         capsize=3,
     )
-    report.use_log_scale(axes)
+    curves.use_log_scale(axes, [cell.error_mean for cell in cells])
     axes.set_xscale("log", base=2)
     axes.set_xticks(batches, [str(batch) for batch in batches])
     axes.set(xlabel="global minibatch, images", ylabel="validation top-1 error, %")
-    axes.grid(alpha=0.3)
     return figure
 
 
@@ -157,7 +208,10 @@ EXTRAS: dict[str, Callable[[Sequence[report.Cell]], Extra]] = {
     "error_against_batch_size": lambda cells: Extra("error", error_against_batch(cells)),
     "noise_scale": lambda cells: Extra(
         "curves",
-        report.noise_scale_curves(cells),
+        curves_of(
+            *(cells, curves.draw_noise_scales, "gradient noise scale, images"),
+            "noise scale; dotted: minibatch, triangles: infinite",
+        ),
         report.markdown_table(noise_scale_rows(cells)) + "\n",
     ),
 }

@@ -65,6 +65,7 @@ def _open_reader(path: pathlib.Path) -> Any:
     except (RuntimeError, ValueError) as error:
         raise ValueError(
             f"Cannot open an ArrayRecord file. Received: {path} ({error}). "
-            "Expected: a whole file made by tools/make_shards.py or TensorFlow Datasets."
+            "Expected: a whole file made by TensorFlow Datasets, or by tools/make_shards.py of a "
+            "clone of tf_lbsgd."
         ) from error
     return reader

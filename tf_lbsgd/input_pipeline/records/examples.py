@@ -48,7 +48,7 @@ class ExampleFormat:
         in_range = tf.reduce_all((labels >= 0) & (labels < num_classes))
         expected = (
             f"Expected: labels from {self.first_label} to {self.first_label + num_classes - 1}. "
-            "`python tools/index_tfrecord.py` finds out which labels there are."
+            "In a clone of tf_lbsgd, `python tools/index_tfrecord.py` finds out which there are."
         )
         message = [f"Label out of range in '{self.label_key}'. Received:", stored, expected]
         with tf.control_dependencies([tf.debugging.Assert(in_range, message, summarize=32)]):

@@ -6,7 +6,7 @@ The layout is the classic one of ImageNet:
     train.array_record-00000-of-01024   ArrayRecord files
     validation-00000-of-00128           likewise (or val, or test)
     labels.txt                          the classes' names, one a line, in the order of the labels
-    train.index.npz                     optional, made by tools/index_tfrecord.py
+    train.index.npz                     optional, made by tools/index_tfrecord.py of a clone
 
 A record is a tf.train.Example with `image/encoded` and `image/class/label`. In this layout labels
 are 1 to the number of classes, and 0 is no class. There are folders whose labels start at 0, and
@@ -21,14 +21,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from tf_lbsgd.input_pipeline.records.examples import ExampleFormat
-from tf_lbsgd.input_pipeline.records.tfrecord_files import RecordIndex
+from tf_lbsgd.input_pipeline.records.tfrecord_files import MADE_BY_TOOL, RecordIndex
 
 SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "val", "test")}
 IMAGE_KEY, LABEL_KEY = "image/encoded", "image/class/label"
 LABELS_FILE = "labels.txt"
 INFIXES = {"tfrecord": "", "arrayrecord": ".array_record"}  # of the files' names, by form
-
-_INDEX_TOOL = "python tools/index_tfrecord.py --path="
 
 
 def shard_paths(folder: pathlib.Path, split: str, form: str) -> tuple[str, list[pathlib.Path]]:
@@ -55,7 +53,7 @@ def shard_paths(folder: pathlib.Path, split: str, form: str) -> tuple[str, list[
     raise ValueError(
         f"No {split} shards. Received: {form}:{folder}, a folder of {len(names)} files. Expected: "
         f"files such as {folder}/{SPLIT_NAMES[split][0]}{INFIXES[form]}-00000-of-00004; "
-        "`python tools/make_shards.py` makes them from an image folder."
+        "`python tools/make_shards.py`, in a clone of tf_lbsgd, makes them from an image folder."
     )
 
 
@@ -114,7 +112,7 @@ def class_layout(
         if not labels:
             raise ValueError(
                 f"Received: neither {LABELS_FILE} nor an index. Expected: a file {LABELS_FILE} "
-                f"with a class a line, or an index made by `{_INDEX_TOOL}PATH`."
+                f"with a class a line, or an index {MADE_BY_TOOL}."
             )
         if labels[0] not in (0, 1) or labels[-1] - labels[0] + 1 != len(labels):
             raise ValueError(

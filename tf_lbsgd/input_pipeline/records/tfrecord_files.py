@@ -33,7 +33,7 @@ _FRAMING_BYTES = _HEADER.size + _CRC.size
 _CRC_MASK_DELTA = 0xA282EAD8  # tensorflow/core/lib/hash/crc32c.h
 # A tf.train.Example is a protocol buffer, which ends at 2 GiB.
 _LONGEST_RECORD = 2**31
-_INDEX_TOOL = "python tools/index_tfrecord.py"
+MADE_BY_TOOL = "made by `python tools/index_tfrecord.py --path=PATH` in a clone of tf_lbsgd"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +95,7 @@ class RecordIndex:
         except (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:
             raise ValueError(
                 f"Cannot read an index. Received: {index_path} ({error}). "
-                f"Expected: a file made by `{_INDEX_TOOL}`; make it again, or delete it."
+                f"Expected: a file {MADE_BY_TOOL}; make it again, or delete it."
             ) from error
         index._check_unchanged(index_path, names)
         return index
@@ -133,7 +133,7 @@ class RecordIndex:
             reason = f"{len(changed)} changed files: {', '.join(changed[:3])}"
         raise ValueError(
             f"The index does not fit the files. Received: {index_path}, {reason}. Expected: files "
-            f"of the sizes and times of the index; make it again with `{_INDEX_TOOL}`."
+            f"of the sizes and times of the index, or a new index, {MADE_BY_TOOL}."
         )
 
 

@@ -5,20 +5,20 @@ import concurrent.futures
 import functools
 import os
 import pathlib
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from tf_lbsgd.input_pipeline.augmentation import Augmentation
-from tf_lbsgd.input_pipeline.image_decoding import CHANNELS, decode_batch
+from tf_lbsgd.input_pipeline.image_decoding import (
+    CHANNELS,
+    decode_batch,
+    reason_of_decoding_error,
+)
 from tf_lbsgd.input_pipeline.records.records import Records
 from tf_lbsgd.input_pipeline.source import BatchLoader, IndexedSource
 from tf_lbsgd.input_pipeline.sources.tolerant_images import TolerantImages
-
-# Of an error in a graph: what comes before the node's name, after the places in the code.
-_MESSAGE_OF_NODE = re.compile(r"([^\n]+)\n+\s*\[\[\{\{node")
 
 
 class UnreadableImageError(RuntimeError):
@@ -120,8 +120,7 @@ class EncodedImages(IndexedSource):
         try:
             self._decode_whole(tf.constant([sample], tf.int64))
         except tf.errors.OpError as error:
-            found = _MESSAGE_OF_NODE.search(error.message)
-            return found[1] if found else error.message.strip().splitlines()[-1]
+            return reason_of_decoding_error(error)
         return ""
 
     @functools.cached_property

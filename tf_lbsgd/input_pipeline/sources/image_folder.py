@@ -10,12 +10,12 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
+from tf_lbsgd.input_pipeline.image_decoding import IMAGE_SUFFIXES
 from tf_lbsgd.input_pipeline.records.records import KeptRecords
 from tf_lbsgd.input_pipeline.records.whole_files import WholeFiles
 from tf_lbsgd.input_pipeline.sources.encoded_images import EncodedImages
 from tf_lbsgd.input_pipeline.sources.open_request import OpenRequest
 
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _SPLIT_FOLDERS = {"train": ("train",), "validation": ("validation", "val", "test")}
 _LAYOUT = (
     "Expected: PATH/train/CLASS/*.jpg and PATH/validation/CLASS/*.jpg "
@@ -118,12 +118,12 @@ def _image_files(folder: pathlib.Path) -> list[str]:
     files = sorted(
         entry.path
         for entry in _visible_entries(folder)
-        if entry.name.lower().endswith(_IMAGE_SUFFIXES) and not entry.is_dir()
+        if entry.name.lower().endswith(IMAGE_SUFFIXES) and not entry.is_dir()
     )
     if not files:
         raise ValueError(
             f"A class folder holds no image. Received: {folder}. "
-            f"Expected: at least one file that ends in {', '.join(_IMAGE_SUFFIXES)}; "
+            f"Expected: at least one file that ends in {', '.join(IMAGE_SUFFIXES)}; "
             "remove the folder (in every split) if the class is not wanted."
         )
     return files

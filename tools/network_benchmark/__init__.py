@@ -1,0 +1,1 @@
+"""The network and the workers of `benchmark_network.py`."""
