@@ -221,10 +221,13 @@ def _is_stopped(pid: int) -> bool:
 
 
 def _share_of_threads(num_workers: int) -> dict[str, str]:
-    threads = str(max(1, system.num_usable_cpus() // num_workers))
-    return dict.fromkeys(
-        ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"), threads
-    )
+    threads = max(1, system.num_usable_cpus() // num_workers)
+    return {
+        "TF_NUM_INTRAOP_THREADS": str(threads),
+        # One would run operations in turn, so that gradients wait for the whole backward pass.
+        "TF_NUM_INTEROP_THREADS": str(max(2, threads)),
+        "OMP_NUM_THREADS": str(threads),
+    }
 
 
 def visible_gpus() -> list[str]:
