@@ -1,7 +1,7 @@
 """Predicts the classes of image files.
 
-    python -m tf_lbsgd.cli.predict --run_dir=runs/a photo.jpg folder/of/photos
-    python -m tf_lbsgd.cli.predict --run_dir=runs/a --top=5 --output=predictions.csv photos
+    lbsgd-predict --run_dir=runs/a photo.jpg folder/of/photos
+    lbsgd-predict --run_dir=runs/a --top=5 --output=predictions.csv photos
 
 It uses the newest checkpoint of a run, or the best one with --checkpoint=best. Of a folder it takes
 all JPEG and PNG files, also in sub-folders. It prints a line of CSV for each file: its path, its
