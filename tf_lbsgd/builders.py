@@ -58,17 +58,26 @@ def create_model(
     )
 
 
-def compile_for_training(model: DataParallelModel, plan: Plan) -> None:
+def compile_for_training(
+    model: DataParallelModel, plan: Plan, bytes_per_bucket: int | None = None
+) -> None:
     """Compiles a model with the recipe's optimizer, loss and metrics.
 
     The optimizer follows the schedule of the plan.
+
+    Args:
+        model: The model, made by `create_model`.
+        plan: The arithmetic of the run.
+        bytes_per_bucket: See `distribution.communication_options`.
     """
     model.compile(
         optimizer=create_optimizer(plan.recipe, create_schedule(plan)),
         loss=create_loss(plan.recipe),
         metrics=create_metrics(),
         micro_batch_size=plan.recipe.micro_batch_size,
-        communication_options=distribution.communication_options(),
+        communication_options=distribution.communication_options(
+            plan.num_replicas, bytes_per_bucket
+        ),
     )
 
 

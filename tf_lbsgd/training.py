@@ -175,7 +175,7 @@ def train(
         model = builders.create_model(
             plan.recipe, prepared.train, AuditedModel if options.audit_data else DataParallelModel
         )
-        builders.compile_for_training(model, plan)
+        builders.compile_for_training(model, plan, options.bytes_per_bucket)
         restored = restore_newest_checkpoint(model, prepared, position)
         if not restored.arrays:
             start_from_given_weights(model, prepared)

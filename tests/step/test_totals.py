@@ -1,7 +1,6 @@
 """The totals of a step: their order in the all-reduce, and their means."""
 
 import numpy as np
-import pytest
 import tensorflow as tf
 
 from tf_lbsgd.step.totals import EvaluationTotals, TrainingTotals

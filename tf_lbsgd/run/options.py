@@ -108,6 +108,13 @@ class RunOptions:
     startup_timeout_secs: float = setting(
         fields.number(0), "Seconds to wait at the start for the other workers.", default=300.0
     )
+    bytes_per_bucket: int | None = setting(
+        fields.integer(1),
+        "Bytes of gradients that travel together. The last ones are waited for, and each costs a "
+        "message to every worker. Unset: 2 MiB times the number of replicas, at most 25 MiB.",
+        default=None,
+        is_optional=True,
+    )
     audit_data: bool = setting(
         fields.boolean(), "Record the samples of each step in the run folder.", default=False
     )

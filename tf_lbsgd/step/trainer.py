@@ -169,7 +169,8 @@ class MultiWorkerTrainer(ChiefWrites, DividesData):
                 batch-normalization statistics. A replica's batch is cut into micro-batches of n,
                 the last one possibly short. None: a replica's batch is one micro-batch.
             communication_options: How gradients travel, such as `bytes_per_pack` to split the
-                all-reduce into buckets and `timeout_seconds`. None: one pack, no timeout.
+                all-reduce into buckets and `timeout_seconds`. None: as
+                `distribution.communication_options`.
 
         Raises:
             ValueError: micro_batch_size is not a positive integer, or a loss is not a mean over
@@ -192,7 +193,9 @@ class MultiWorkerTrainer(ChiefWrites, DividesData):
         # Metrics that are kept in a list would count twice, as Keras would track them.
         self._is_of_known_parts = divisibility.are_known([loss, metrics, weighted_metrics])
         self._averaged_metrics = {}
-        self._communication_options = communication_options
+        self._communication_options = communication_options or distribution.communication_options(
+            self.distribute_strategy.num_replicas_in_sync
+        )
         self.local_progress = LocalProgress()
         with self.distribute_strategy.scope():
             self.step_record = StepRecord.create(self.distribute_strategy.num_replicas_in_sync)
