@@ -19,11 +19,11 @@ import tensorflow as tf
 from tf_lbsgd import private_api
 from tf_lbsgd.workers.cluster import Cluster
 
-# Gradients travel in buckets while the backward pass goes on. Only the last bucket is waited for, so
-# small ones are better, but each of the 2 (R - 1) messages of a ring has a latency. So a message,
-# which is a bucket divided by R, has this size, and buckets are at most as large as in PyTorch DDP.
-# ResNet-50 on 2 workers at 1 Gbit/s took 1.78 s a step with 2 MiB, 1.71 with 4, 1.78 with 8 and
-# 1.93 with 25.
+# Gradients travel in buckets while the backward pass goes on. Only the last bucket is waited for,
+# so small ones are better, but each of the 2 (R - 1) messages of a ring has a latency. So a
+# message, which is a bucket divided by R, has this size, and buckets are at most as large as in
+# PyTorch DDP. ResNet-50 on 2 workers at 1 Gbit/s took 1.78 s a step with 2 MiB, 1.71 with 4, 1.78
+# with 8 and 1.93 with 25.
 _BYTES_PER_MESSAGE = 2 * 2**20
 _MOST_BYTES_PER_BUCKET = 25 * 2**20
 
