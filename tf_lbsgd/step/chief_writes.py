@@ -235,6 +235,7 @@ def _check_scope(
 ) -> None:
     outside = [v for v in variables if not strategy.extended.variable_created_in_scope(v.value)]
     if outside:
+        _refuse_lone_worker(strategy)  # then it is the model that is outside
         raise refusal(
             f"Variables of {owner} were created outside the scope of the model's strategy.",
             f"{outside[0].path} and {len(outside) - 1} others, outside the scope of "
