@@ -6,6 +6,7 @@ becomes its path, since the site does not have that file.
 """
 
 import ast
+import posixpath
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,13 +48,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
 
 def _is_on_site(path: Path, files: Files) -> bool:
-    parts: list[str] = []
-    for part in path.parts:
-        if part == ".." and parts:
-            parts.pop()
-        elif part != ".":
-            parts.append(part)
-    return files.get_file_from_path("/".join(parts)) is not None
+    return files.get_file_from_path(posixpath.normpath(path)) is not None
 
 
 def errors_page() -> str:

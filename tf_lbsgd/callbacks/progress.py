@@ -61,6 +61,8 @@ class Progress(keras.callbacks.Callback):
         now, images = time.monotonic(), self._images
         self._clock_of_run = self._clock_of_run or (now, images)
         self._clock_of_epoch = self._clock_of_epoch or (now, images)
+        if not self._is_time_to_show(now):
+            return
         step, total = self._position.step, self._plan.total_steps
         error = 100 * (1 - logs["top_1_accuracy"])
         speed = _per_second(self._clock_of_epoch, now, images)
@@ -72,13 +74,14 @@ class Progress(keras.callbacks.Callback):
             f"error {error:.1f} %",
             *([f"{speed:,.0f} images/s"] if speed else []),
         ]
-        self._show(self._plan.epoch_of(step - 1), words)
+        self._show(now, step, words)
 
     def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Says that the run is evaluated."""
-        now, images = time.monotonic(), self._images
-        epoch = self._plan.epoch_of(self._position.step - 1)
-        self._show(epoch, [f"evaluation, step {batch + 1:,}", *self._time_left(now, images)])
+        now = time.monotonic()
+        if self._is_time_to_show(now):
+            words = [f"evaluation, step {batch + 1:,}", *self._time_left(now, self._images)]
+            self._show(now, self._position.step, words)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Closes the bar.
@@ -96,17 +99,21 @@ class Progress(keras.callbacks.Callback):
         speed = _per_second(self._clock_of_run, now, images)
         return [f"{_describe_secs((self._total_images - images) / speed)} left"] if speed else []
 
-    def _show(self, epoch: int, words: list[str]) -> None:
-        """Shows words, unless others were shown just before."""
-        bar = None if self._bar is None or self._bar.disable else self._bar
-        now = time.monotonic()
-        if now - self._last_shown < (_BAR_SECS if bar else _LINE_SECS):
-            return
+    @property
+    def _has_bar(self) -> bool:
+        return self._bar is not None and not self._bar.disable
+
+    def _is_time_to_show(self, now: float) -> bool:
+        return now - self._last_shown >= (_BAR_SECS if self._has_bar else _LINE_SECS)
+
+    def _show(self, now: float, step: int, words: list[str]) -> None:
+        """Shows words about a step that is done."""
         self._last_shown = now
-        line = ", ".join([f"epoch {epoch + 1:,} of {self._plan.recipe.epochs:,}", *words])
-        if bar:
-            bar.n = self._images
-            bar.set_description_str(line)
+        epoch = self._plan.epoch_of(step - 1) + 1
+        line = ", ".join([f"epoch {epoch:,} of {self._plan.recipe.epochs:,}", *words])
+        if self._bar is not None and self._has_bar:
+            self._bar.n = self._images
+            self._bar.set_description_str(line)
         else:
             print_line(line)
 

@@ -14,7 +14,7 @@ import dataclasses
 import io
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TextIO
 
@@ -59,36 +59,24 @@ def main(argv: list[str]) -> None:
             num_classes=_TOP.value,
         )
         if output is None:
-            counted = _Counted(predictions)
-            _write_csv(counted, sys.stdout)
+            num_errors = _write_csv(predictions, sys.stdout)
         else:
             is_hidden, text = not sys.stdout.isatty(), io.StringIO()
             with tqdm(
                 predictions, "predict", len(files), False, sys.stdout, disable=is_hidden
             ) as shown:
-                counted = _Counted(shown)
-                (_write_json if output.suffix == ".json" else _write_csv)(counted, text)
+                write = _write_json if output.suffix == ".json" else _write_csv
+                num_errors = write(shown, text)
             replace_file(output, text.getvalue().encode(errors="surrogateescape"))
-            print(f"{len(files) - counted.num_errors} predictions: {output}")
-    if counted.num_errors:
-        print(f"{counted.num_errors} of {len(files)} files are no images.", file=sys.stderr)
+            print(f"{len(files) - num_errors} predictions: {output}")
+    if num_errors:
+        print(f"{num_errors} of {len(files)} files are no images.", file=sys.stderr)
         sys.exit(FAILED)
 
 
-class _Counted:
-    """Passes predictions on and counts those that have an error."""
-
-    def __init__(self, predictions: Iterable) -> None:
-        self._predictions = predictions
-        self.num_errors = 0
-
-    def __iter__(self) -> Iterator:
-        for prediction in self._predictions:
-            self.num_errors += bool(prediction.error)
-            yield prediction
-
-
-def _write_csv(predictions: Iterable, file: TextIO) -> None:
+def _write_csv(predictions: Iterable, file: TextIO) -> int:
+    """Writes each prediction at once. Returns the number of errors."""
+    num_errors = 0
     ranks = [""] + [f"_{rank}" for rank in range(2, _TOP.value + 1)]
     columns = [f"{name}{rank}" for rank in ranks for name in ("class", "probability")]
     writer = csv.writer(file, lineterminator="\n")
@@ -99,11 +87,16 @@ def _write_csv(predictions: Iterable, file: TextIO) -> None:
         empty = [""] * (len(columns) - len(cells))
         writer.writerow([prediction.file, *cells, *empty, prediction.error])
         file.flush()
+        num_errors += bool(prediction.error)
+    return num_errors
 
 
-def _write_json(predictions: Iterable, file: TextIO) -> None:
-    json.dump([dataclasses.asdict(prediction) for prediction in predictions], file, indent=1)
+def _write_json(predictions: Iterable, file: TextIO) -> int:
+    """Writes all predictions. Returns the number of errors."""
+    objects = [dataclasses.asdict(prediction) for prediction in predictions]
+    json.dump(objects, file, indent=1)
     file.write("\n")
+    return sum(bool(written["error"]) for written in objects)
 
 
 @refuse_bad_paths()

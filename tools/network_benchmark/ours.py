@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_lbsgd import builders, distribution
+from tf_lbsgd.callbacks import StepProfiler, TrainingPosition
 from tf_lbsgd.input_pipeline import open_source
 from tf_lbsgd.run.plan import Plan
 from tf_lbsgd.run.recipe import Recipe
@@ -59,17 +60,13 @@ def main() -> None:
         strategy, lambda _: tf.data.Dataset.from_tensors((images, labels)).repeat()
     )
     clock = Clock()
+    position = TrainingPosition(plan)
+    callbacks = [position, clock]
     if folder := workload.get("profile"):
         profiled = os.path.join(folder, f"worker-{cluster.task_index}")
-        middle = workload["steps"] // 2
-        clock.on_train_batch_begin = lambda step, logs=None: (
-            tf.profiler.experimental.start(profiled)
-            if step == middle
-            else tf.profiler.experimental.stop()
-            if step == middle + 3
-            else None
-        )
-    model.fit(data, steps_per_epoch=workload["steps"] + 1, epochs=1, callbacks=[clock], verbose=0)
+        first = workload["steps"] // 2 + 1
+        callbacks.append(StepProfiler(profiled, position, first, first + 2))
+    model.fit(data, steps_per_epoch=workload["steps"] + 1, epochs=1, callbacks=callbacks, verbose=0)
     print(json.dumps(np.diff(clock.ends).tolist()))
     distribution.wait_for_all_workers(strategy)
 
