@@ -9,10 +9,10 @@ import keras
 import numpy as np
 import pytest
 from commands import run
+from untrained_runs import evaluation_images, make_untrained_run
 
-from tf_lbsgd import checkpoints, input_pipeline
+from tf_lbsgd import checkpoints
 from tf_lbsgd.builders import create_model
-from tf_lbsgd.checkpoints import Checkpoint
 from tf_lbsgd.evaluation import evaluated_weights
 from tf_lbsgd.export import export_run
 from tf_lbsgd.preparation import open_split
@@ -47,13 +47,9 @@ np.save(sys.argv[3], serve(images=tf.constant(np.load(sys.argv[2])))["logits"])
 }
 
 
-def evaluation_images(recipe):
+def images_and_classes(recipe):
     """Every validation image, [n, height, width, channels] uint8, and its class, [n]."""
-    source = open_split(recipe, RunOptions(), "validation")
-    dataset = input_pipeline.evaluation_dataset(
-        source, evaluation_batch_size=source.num_examples, num_replicas=1, replica_ids=[0]
-    )
-    images, labels = next(dataset.as_numpy_iterator())
+    images, labels = evaluation_images(open_split(recipe, RunOptions(), "validation"))
     return images, labels.argmax(axis=-1)
 
 
@@ -94,15 +90,8 @@ def untrained(tmp_path):
     """Returns a function that makes the run folder of a recipe, with a checkpoint of step 0."""
 
     def make(recipe):
-        run_folder = RunFolder(tmp_path / "run")
-        run_folder.claim(recipe)
-        model = create_model(recipe, open_split(recipe, RunOptions(), "validation"))
-        variables = checkpoints.model_variables(model)
-        arrays = {name: variable.numpy() for name, variable in variables.items()}
-        checkpoints.save_checkpoint(
-            run_folder.checkpoints, Checkpoint(0, arrays, recipe.digest()), keep=1
-        )
-        return run_folder.path
+        make_untrained_run(tmp_path / "run", recipe)
+        return tmp_path / "run"
 
     return make
 
@@ -119,7 +108,7 @@ def test_stock_keras_and_tensorflow_predict_as_evaluate_does(
     assert "[batch, 16, 16, 3] to float32 logits [batch, 10]" in exported.stdout
     labels = output / "labels.txt" if output.is_dir() else tmp_path / "exported.labels.txt"
     assert labels.read_text().splitlines() == [f"class_{i}" for i in range(10)]
-    images, labels = evaluation_images(RECIPE)
+    images, labels = images_and_classes(RECIPE)
     np.save(tmp_path / "images.npy", images)
 
     program = STOCK_PROGRAMS[export_format] + "assert 'tf_lbsgd' not in sys.modules\n"
@@ -141,7 +130,7 @@ def test_a_bfloat16_run_exports_as_float32(untrained, tmp_path):
     exported = keras.saving.load_model(tmp_path / "exported.keras")
     assert {layer.compute_dtype for layer in exported.layers[1:]} == {"float32"}
     assert "tf_lbsgd" not in json.dumps(exported.get_config())
-    images, _ = evaluation_images(recipe)
+    images, _ = images_and_classes(recipe)
     expected = restored_model(run_dir).predict(images, verbose=0)  # RECIPE: in float32
     assert relative_difference(exported.predict(images, verbose=0), expected) < 1e-5
 

@@ -8,15 +8,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from commands import run
+from untrained_runs import evaluation_images, make_untrained_run
 
 from tf_lbsgd import checkpoints
-from tf_lbsgd.builders import create_model
 from tf_lbsgd.checkpoints import Checkpoint
-from tf_lbsgd.input_pipeline import evaluation_dataset
 from tf_lbsgd.prediction import find_images, run_prediction
-from tf_lbsgd.preparation import open_split
 from tf_lbsgd.run.folder import ImagesOfRun, RunFolder
-from tf_lbsgd.run.options import RunOptions
 from tf_lbsgd.run.recipe import Recipe
 from tf_lbsgd.workers.exits import FAILED, MISCONFIGURED
 
@@ -36,25 +33,15 @@ OF_GREY = Recipe.from_json(
 
 def make_run(path, recipe, with_images=True):
     """A run folder whose checkpoint has random weights; returns the model and the source."""
-    run_folder = RunFolder(path)
-    run_folder.claim(recipe)
-    source = open_split(recipe, RunOptions(), "validation")
+    model, source = make_untrained_run(path, recipe)
     if with_images:
-        run_folder.write_images(ImagesOfRun(source.class_names, source.image_shape))
-    model = create_model(recipe, source)
-    variables = checkpoints.model_variables(model)
-    arrays = {name: variable.numpy() for name, variable in variables.items()}
-    checkpoint = Checkpoint(0, arrays, recipe.digest())
-    checkpoints.save_checkpoint(run_folder.checkpoints, checkpoint, keep=1)
+        RunFolder(path).write_images(ImagesOfRun(source.class_names, source.image_shape))
     return model, source
 
 
 def evaluated(model, source):
     """Probabilities [n, classes] of the validation images, and the images."""
-    dataset = evaluation_dataset(
-        source, evaluation_batch_size=source.num_examples, num_replicas=1, replica_ids=[0]
-    )
-    images, _ = next(dataset.as_numpy_iterator())
+    images, _ = evaluation_images(source)
     return tf.nn.softmax(model(images, training=False)).numpy(), images
 
 
